@@ -1,0 +1,238 @@
+//! Record headers: ordered names with values, repeated names allowed, as in Kafka.
+//!
+//! All metadata of PipeDoc lives in headers, so that a record can be piped on
+//! without decoding its value. Headers that are not ours travel on untouched.
+
+use bytes::Bytes;
+
+/// Topic that the record was piped from; on dead letters, the record's own topic.
+pub const SOURCE_TOPIC: &str = "source_topic";
+/// Partition that the record was piped from.
+pub const SOURCE_PARTITION: &str = "source_partition";
+/// Offset that the record was piped from.
+pub const SOURCE_OFFSET: &str = "source_offset";
+/// Consumer group that piped the record.
+pub const SOURCE_CONSUMER_GROUP: &str = "source_consumer_group";
+/// How many attempts were made before the record became a dead letter.
+pub const SOURCE_ATTEMPTS: &str = "source_attempts";
+/// Kind of the error that made the record a dead letter.
+pub const ERROR_TYPE: &str = "error_type";
+/// Whole chain of that error, at most 16 KiB.
+pub const ERROR_MESSAGE: &str = "error_message";
+/// Step in which it happened (`pipeline/step`).
+pub const ERROR_STEP: &str = "error_step";
+/// When it happened.
+pub const FAILED_AT: &str = "failed_at";
+/// The five headers that only dead letters carry; redrive removes them.
+pub const DEAD_LETTER_ONLY: [&str; 5] = [SOURCE_ATTEMPTS, ERROR_TYPE, ERROR_MESSAGE, ERROR_STEP, FAILED_AT];
+/// W3C trace context.
+pub const TRACEPARENT: &str = "traceparent";
+/// W3C trace state.
+pub const TRACESTATE: &str = "tracestate";
+/// Id of the document's journey from when it came in.
+pub const STREAM_ID: &str = "pipedoc_stream_id";
+/// How many steps the journey has made.
+pub const HOP: &str = "pipedoc_hop";
+/// When the journey began.
+pub const EVENT_TIME: &str = "pipedoc_event_time";
+/// Whose record it is, also on tombstones.
+pub const DOCUMENT_ID: &str = "pipedoc_document_id";
+/// Version of that document.
+pub const VERSION: &str = "pipedoc_version";
+/// A claim that the value refers to; once for each.
+pub const CLAIM: &str = "pipedoc_claim";
+/// On dead letters that are not PipeDocs: `JSON` or `RAW`.
+pub const FORMAT: &str = "pipedoc_format";
+
+/// One header.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Header {
+    name: Name,
+    value: Option<Bytes>,
+}
+
+/// A name that is either one of our constants or shares a record's memory.
+#[derive(Clone)]
+enum Name {
+    Static(&'static str),
+    Shared(Bytes),
+}
+
+impl Name {
+    fn as_str(&self) -> &str {
+        match self {
+            Self::Static(name) => name,
+            // Checked when it was made.
+            Self::Shared(bytes) => std::str::from_utf8(bytes).unwrap_or_default(),
+        }
+    }
+}
+
+impl PartialEq for Name {
+    fn eq(&self, other: &Self) -> bool {
+        self.as_str() == other.as_str()
+    }
+}
+impl Eq for Name {}
+impl std::fmt::Debug for Name {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:?}", self.as_str())
+    }
+}
+
+impl Header {
+    /// The name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        self.name.as_str()
+    }
+
+    /// The value; a header may have none, which is not the same as an empty one.
+    #[must_use]
+    pub fn value(&self) -> Option<&Bytes> {
+        self.value.as_ref()
+    }
+}
+
+/// Headers of one record, in order.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Headers(Vec<Header>);
+
+impl Headers {
+    /// No headers.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// No headers, with room for `n`.
+    #[must_use]
+    pub fn with_capacity(n: usize) -> Self {
+        Self(Vec::with_capacity(n))
+    }
+
+    /// The last value of a name, as Kafka's `lastHeader`; `None` when the name
+    /// is missing or its last header has no value.
+    #[must_use]
+    pub fn get(&self, name: &str) -> Option<&Bytes> {
+        self.0.iter().rev().find(|header| header.name() == name).and_then(Header::value)
+    }
+
+    /// The last value of a name as UTF-8 text; one that cannot be read counts as missing.
+    #[must_use]
+    pub fn get_str(&self, name: &str) -> Option<&str> {
+        self.get(name).and_then(|value| std::str::from_utf8(value).ok())
+    }
+
+    /// The last value of a name as an ASCII decimal number; one that cannot be
+    /// read counts as missing.
+    #[must_use]
+    pub fn get_i64(&self, name: &str) -> Option<i64> {
+        self.get_str(name).and_then(|text| text.parse().ok())
+    }
+
+    /// Whether the name occurs.
+    #[must_use]
+    pub fn contains(&self, name: &str) -> bool {
+        self.0.iter().any(|header| header.name() == name)
+    }
+
+    /// Adds one of our own headers at the end; earlier ones of that name are removed.
+    pub fn set(&mut self, name: &'static str, value: impl Into<Bytes>) {
+        self.remove(name);
+        self.0.push(Header { name: Name::Static(name), value: Some(value.into()) });
+    }
+
+    /// Adds a header at the end, beside earlier ones of that name.
+    pub fn append(&mut self, name: &str, value: Option<Bytes>) {
+        self.append_shared(Bytes::copy_from_slice(name.as_bytes()), value);
+    }
+
+    /// As [`append`](Self::append) without copying the name. Bytes that are no
+    /// UTF-8 (which no Kafka client lets in) are replaced as by
+    /// [`String::from_utf8_lossy`].
+    pub fn append_shared(&mut self, name: Bytes, value: Option<Bytes>) {
+        let name = match std::str::from_utf8(&name) {
+            Ok(_) => name,
+            Err(_) => Bytes::from(String::from_utf8_lossy(&name).into_owned()),
+        };
+        self.0.push(Header { name: Name::Shared(name), value });
+    }
+
+    /// Removes all headers of a name.
+    pub fn remove(&mut self, name: &str) {
+        self.0.retain(|header| header.name() != name);
+    }
+
+    /// All headers, in order.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = &Header> {
+        self.0.iter()
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+/// A time as headers carry it: RFC 3339, UTC, milliseconds (`2026-11-21T08:30:00.000Z`).
+///
+/// `millis` are milliseconds since the Unix epoch, as record timestamps are.
+/// Times outside the years 0–9999 are written as the epoch.
+#[must_use]
+pub fn format_time(millis: i64) -> String {
+    let nanos = i128::from(millis) * 1_000_000;
+    let time = time::OffsetDateTime::from_unix_timestamp_nanos(nanos).unwrap_or(time::OffsetDateTime::UNIX_EPOCH);
+    let (date, clock) = (time.date(), time.time());
+    format!(
+        "{:04}-{:02}-{:02}T{:02}:{:02}:{:02}.{:03}Z",
+        date.year(),
+        u8::from(date.month()),
+        date.day(),
+        clock.hour(),
+        clock.minute(),
+        clock.second(),
+        clock.millisecond()
+    )
+}
+
+/// Reads a time as [`format_time`] writes it, or any other RFC 3339 time;
+/// milliseconds since the Unix epoch.
+#[must_use]
+pub fn parse_time(text: &str) -> Option<i64> {
+    let time = time::OffsetDateTime::parse(text, &time::format_description::well_known::Rfc3339).ok()?;
+    i64::try_from(time.unix_timestamp_nanos() / 1_000_000).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn setting_replaces_and_appending_repeats() {
+        let mut headers = Headers::new();
+        headers.append("foreign", Some(Bytes::from_static(&[0, 255])));
+        headers.append(HOP, Some("1".into()));
+        headers.append("foreign", None);
+        headers.set(HOP, "2");
+        let names: Vec<_> = headers.iter().map(Header::name).collect();
+        assert_eq!(names, ["foreign", "foreign", HOP]);
+        assert_eq!(headers.get_i64(HOP), Some(2));
+        assert_eq!(headers.get("foreign"), None);
+    }
+
+    #[test]
+    fn times_round_trip_to_the_millisecond() {
+        assert_eq!(format_time(1_700_000_000_123), "2023-11-14T22:13:20.123Z");
+        assert_eq!(parse_time("2023-11-14T22:13:20.123Z"), Some(1_700_000_000_123));
+        assert_eq!(parse_time("2023-11-14T23:13:20.123+01:00"), Some(1_700_000_000_123));
+        assert_eq!(parse_time("yesterday"), None);
+    }
+}

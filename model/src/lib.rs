@@ -1,0 +1,6 @@
+//! What engine and SDK must agree on: names, headers, pipelines, plans,
+//! conditions, partitions. Pure: no IO, no clock, no async.
+
+pub mod headers;
+pub mod names;
+pub mod partition;

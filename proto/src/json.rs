@@ -1,0 +1,1 @@
+//! The proto3 JSON form of documents.

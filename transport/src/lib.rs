@@ -1,0 +1,9 @@
+//! Moves records and large payloads: the log contract and its three logs, the
+//! object stores and claims.
+//!
+//! Knows topics, records, groups and objects; knows nothing of pipelines, steps
+//! or documents.
+
+pub mod error;
+pub mod log;
+pub mod size;
