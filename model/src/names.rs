@@ -43,7 +43,8 @@ pub enum Error {
 fn is_name(text: &str) -> bool {
     let bytes = text.as_bytes();
     let edge = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
-    matches!(bytes, [first, .., last] if edge(*first) && edge(*last)) && bytes.len() <= 63
+    matches!(bytes, [first, .., last] if edge(*first) && edge(*last))
+        && bytes.len() <= 63
         && bytes.iter().all(|byte| edge(*byte) || *byte == b'-')
         || matches!(bytes, [only] if edge(*only))
 }

@@ -306,11 +306,7 @@ impl TransactionalConfig {
     /// A transactional producer with the defaults.
     #[must_use]
     pub fn new(transactional_id: impl Into<String>) -> Self {
-        Self {
-            transactional_id: transactional_id.into(),
-            timeout: Duration::from_secs(15),
-            settings: BTreeMap::new(),
-        }
+        Self { transactional_id: transactional_id.into(), timeout: Duration::from_secs(15), settings: BTreeMap::new() }
     }
 }
 
