@@ -4,3 +4,6 @@
 pub mod headers;
 pub mod names;
 pub mod partition;
+pub mod problem;
+pub mod registry;
+pub mod step;

@@ -1,0 +1,54 @@
+//! One thing wrong with a text, said so that a person can put it right.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// Something wrong with a pipeline, a configuration or an environment.
+///
+/// Shown as `library.yaml:7:12: steps[2].outputs[0].to: no step is named "stoer"; did you mean "store"?`
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Problem {
+    /// File or key it stands in; empty when unknown.
+    pub file: String,
+    /// Line, from 1; 0 when there is none.
+    pub line: u32,
+    /// Column, from 1; 0 when there is none.
+    pub column: u32,
+    /// Path of the field (`steps[2].outputs[0].to`); empty for the whole text.
+    pub field: String,
+    /// What was found and what would be right; lower case, no full stop.
+    pub message: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut separate = false;
+        if !self.file.is_empty() {
+            f.write_str(&self.file)?;
+            separate = true;
+        }
+        if self.line > 0 {
+            write!(f, "{}{}:{}", if separate { ":" } else { "" }, self.line, self.column)?;
+            separate = true;
+        }
+        if !self.field.is_empty() {
+            write!(f, "{}{}", if separate { ": " } else { "" }, self.field)?;
+            separate = true;
+        }
+        write!(f, "{}{}", if separate { ": " } else { "" }, self.message)
+    }
+}
+
+/// Everything wrong with a text, at once; never empty.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub struct Problems(pub Vec<Problem>);
+
+impl fmt::Display for Problems {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (n, problem) in self.0.iter().enumerate() {
+            write!(f, "{}{problem}", if n > 0 { "\n" } else { "" })?;
+        }
+        Ok(())
+    }
+}
