@@ -1,1 +1,45 @@
-//! placeholder
+//! The SDK: what authors write modules against, and the runtime that moves
+//! documents through them.
+//!
+//! ```no_run
+//! use pipedoc_sdk::prelude::*;
+//!
+//! #[derive(Deserialize, JsonSchema)]
+//! #[serde(deny_unknown_fields)]
+//! struct Config {
+//!     /// What to put before the title.
+//!     prefix: String,
+//! }
+//!
+//! struct Greeter {
+//!     prefix: String,
+//! }
+//!
+//! impl Module for Greeter {
+//!     type Config = Config;
+//!     const NAME: &'static str = "greeter";
+//!
+//!     async fn open(config: Config, _step: &Step) -> Result<Self> {
+//!         Ok(Self { prefix: config.prefix })
+//!     }
+//!
+//!     async fn process(&self, mut doc: PipeDoc, _step: &Step) -> Result<Output> {
+//!         doc.title = format!("{} {}", self.prefix, doc.title);
+//!         Ok(doc.into())
+//!     }
+//! }
+//!
+//! # mod pipedoc_sdk { pub use ::pipedoc_sdk::*; }
+//! fn main() {}
+//! ```
+
+pub mod connector;
+pub mod error;
+pub mod event;
+pub mod module;
+pub mod output;
+pub mod prelude;
+pub mod record;
+
+// What authors need of other crates, so that their Cargo.toml names the SDK alone.
+pub use {bytes, pipedoc_model as model, pipedoc_proto as proto, schemars, serde, serde_json, tokio, tower};

@@ -1,0 +1,140 @@
+//! Errors of modules: whether they may be retried is decided where they are born.
+
+use std::error::Error as StdError;
+use std::fmt;
+
+/// Result of what a module does.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Why a document was not processed.
+///
+/// Any error becomes one through `?`, retryable; [`permanent`](Error::permanent)
+/// makes it the other kind. It is no `std::error::Error` itself, as `anyhow::Error`
+/// is none, so that the blanket conversion can exist.
+pub struct Error {
+    retryable: bool,
+    kind: &'static str,
+    source: Box<dyn StdError + Send + Sync>,
+}
+
+impl Error {
+    /// An error that the same document will meet again: no second attempt is made.
+    pub fn permanent(source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
+        Self { retryable: false, kind: "permanent", source: source.into() }
+    }
+
+    /// An error that may pass: the document is tried again after a while.
+    pub fn retryable(source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
+        Self { retryable: true, kind: "retryable", source: source.into() }
+    }
+
+    /// Gives the error a kind, a stable word for machines (`encrypted`,
+    /// `timed-out`); it becomes the dead letter's `error_type`.
+    #[must_use]
+    pub fn with_kind(mut self, kind: &'static str) -> Self {
+        self.kind = kind;
+        self
+    }
+
+    /// Says in other words what failed; the error so far becomes its cause.
+    #[must_use]
+    pub fn context(self, message: impl fmt::Display) -> Self {
+        let source = Box::new(Context { message: message.to_string(), source: self.source });
+        Self { retryable: self.retryable, kind: self.kind, source }
+    }
+
+    /// Makes the error permanent.
+    #[must_use]
+    pub fn into_permanent(mut self) -> Self {
+        self.retryable = false;
+        if self.kind == "retryable" {
+            self.kind = "permanent";
+        }
+        self
+    }
+
+    /// Whether another attempt may succeed.
+    #[must_use]
+    pub fn is_retryable(&self) -> bool {
+        self.retryable
+    }
+
+    /// Its kind, a stable word for machines.
+    #[must_use]
+    pub fn kind(&self) -> &'static str {
+        self.kind
+    }
+
+    /// What failed and why, outermost first.
+    #[must_use]
+    pub fn chain(&self) -> Vec<String> {
+        let mut chain = vec![self.source.to_string()];
+        let mut next = self.source.source();
+        while let Some(error) = next {
+            chain.push(error.to_string());
+            next = error.source();
+        }
+        chain
+    }
+}
+
+impl<E: Into<Box<dyn StdError + Send + Sync>>> From<E> for Error {
+    fn from(source: E) -> Self {
+        Self::retryable(source)
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.chain().join(": "))
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({}): {self}", if self.retryable { "retryable" } else { "permanent" }, self.kind)
+    }
+}
+
+#[derive(Debug)]
+struct Context {
+    message: String,
+    source: Box<dyn StdError + Send + Sync>,
+}
+
+impl fmt::Display for Context {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl StdError for Context {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        Some(self.source.as_ref())
+    }
+}
+
+/// `.permanent()` and `.context(..)` on results.
+pub trait ResultExt<T> {
+    /// Makes an error permanent: the same document will meet it again.
+    ///
+    /// # Errors
+    /// The error, made permanent.
+    fn permanent(self) -> Result<T>;
+
+    /// Says in other words what failed.
+    ///
+    /// # Errors
+    /// The error, with the words before it.
+    fn context(self, message: impl fmt::Display) -> Result<T>;
+}
+
+impl<T, E: Into<Error>> ResultExt<T> for std::result::Result<T, E> {
+    fn permanent(self) -> Result<T> {
+        self.map_err(|error| error.into().into_permanent())
+    }
+
+    fn context(self, message: impl fmt::Display) -> Result<T> {
+        self.map_err(|error| error.into().context(message))
+    }
+}

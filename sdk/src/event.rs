@@ -1,0 +1,110 @@
+//! What happens in the runtime, as typed events for whoever wants to know:
+//! logs, metrics, the summary of `pipedoc run`.
+
+use pipedoc_model::names::StepId;
+use pipedoc_transport::log::TopicPartition;
+
+/// Something that happened in a step.
+///
+/// Document ids are those of whole documents: events about parts name the parent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Event {
+    /// A connector found a document (sent, unchanged, or unreadable).
+    Found {
+        /// The document.
+        document: String,
+    },
+    /// A connector found a document that has not changed since it was last sent.
+    Unchanged {
+        /// The document.
+        document: String,
+    },
+    /// A connector found a document deleted and sent its tombstone.
+    Deleted {
+        /// The document.
+        document: String,
+    },
+    /// A delivery is done; for a sink: the document is stored.
+    Done {
+        /// The document.
+        document: String,
+        /// How many records it became, over all outputs.
+        sent: usize,
+        /// Whether it was a tombstone.
+        tombstone: bool,
+    },
+    /// An attempt failed and will be repeated.
+    Retrying {
+        /// The document.
+        document: String,
+        /// Attempts made.
+        attempts: u32,
+        /// What went wrong.
+        error: String,
+    },
+    /// A delivery was given up on and lies in the dead letters.
+    DeadLetter {
+        /// The document.
+        document: String,
+        /// Its version; 0 when unknown.
+        version: i64,
+        /// Kind of the error.
+        kind: String,
+        /// What went wrong, the whole chain.
+        error: String,
+    },
+    /// A delivery was given up on and dropped (`on_exhausted: SKIP`).
+    Skipped {
+        /// The document.
+        document: String,
+        /// What went wrong, the whole chain.
+        error: String,
+    },
+    /// Done with losses.
+    Partial {
+        /// The document.
+        document: String,
+        /// What was lost.
+        error: String,
+    },
+    /// Partitions came.
+    Assigned(Vec<TopicPartition>),
+    /// Partitions went.
+    Revoked(Vec<TopicPartition>),
+    /// Partitions were lost without a chance to commit.
+    Lost(Vec<TopicPartition>),
+    /// Reading could not go on where it was to: records are gone.
+    OffsetsGone {
+        /// The partition.
+        source: TopicPartition,
+        /// Where it was to go on.
+        wanted: i64,
+        /// Where it went on.
+        resumed_at: i64,
+    },
+    /// A commit failed; what it named may come again.
+    CommitFailed {
+        /// Why.
+        error: String,
+    },
+    /// Something else failed that concerns no single document.
+    Error {
+        /// What.
+        error: String,
+    },
+}
+
+/// Learns of events, in the thread where they happen; must not block.
+pub trait Observer: Send + Sync + 'static {
+    /// Something happened.
+    fn event(&self, step: &StepId, event: &Event);
+}
+
+/// An observer that does not care.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct Unobserved;
+
+impl Observer for Unobserved {
+    fn event(&self, _: &StepId, _: &Event) {}
+}
