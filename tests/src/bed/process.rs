@@ -1,0 +1,118 @@
+//! A process that ends with its guard, and also when the test itself is killed.
+//!
+//! Beside each process stands a watchdog: a shell that waits on a pipe which
+//! only the test holds. However the test ends, the pipe closes, and the watchdog
+//! kills the process and removes its folder. (A parent-death signal would not
+//! do: it fires when the *thread* that started the process ends, and servers are
+//! shared by tests that run on many threads.)
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Duration;
+
+use super::wait_for;
+
+/// A running process. Killed on drop.
+#[derive(Debug)]
+pub struct Process {
+    name: String,
+    child: Child,
+    watchdog: Child,
+    output: PathBuf,
+}
+
+impl Process {
+    /// Starts a command. What it prints goes to the file `output`. When the test
+    /// dies, the folder `scratch`, if given, is removed after the process was killed.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    pub fn start(name: &str, command: &mut Command, output: &Path, scratch: Option<&Path>) -> Self {
+        let file = File::options().create(true).append(true).open(output).expect("a file for its output");
+        let copy = file.try_clone().expect("a second handle of it");
+        command.stdin(Stdio::null()).stdout(file).stderr(copy);
+        let child = command.spawn().unwrap_or_else(|error| panic!("{name} cannot be started: {error}"));
+        let watchdog = Command::new("sh")
+            .args(["-c", "read -r _; kill -9 \"$1\" 2>/dev/null; [ -z \"$2\" ] || rm -rf -- \"$2\"", "watchdog"])
+            .arg(child.id().to_string())
+            .arg(scratch.unwrap_or(Path::new("")))
+            .stdin(Stdio::piped())
+            .spawn()
+            .expect("a watchdog");
+        Self { name: name.to_owned(), child, watchdog, output: output.to_owned() }
+    }
+
+    /// Its process id.
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// All it has printed so far, errors included.
+    #[must_use]
+    pub fn output(&self) -> String {
+        String::from_utf8_lossy(&std::fs::read(&self.output).unwrap_or_default()).into_owned()
+    }
+
+    /// Whether it still runs.
+    pub fn is_running(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
+    }
+
+    /// Waits until it has printed `text`.
+    ///
+    /// # Panics
+    /// When it ends before, or `limit` has passed; shows what it printed.
+    pub fn wait_for_output(&mut self, text: &str, limit: Duration) {
+        let what = format!("{} prints {text:?}", self.name);
+        wait_for(&what, limit, || {
+            let output = self.output();
+            if output.contains(text) {
+                return Some(());
+            }
+            assert!(self.is_running(), "{} ended before it printed {text:?}; it printed:\n{output}", self.name);
+            None
+        });
+    }
+
+    /// Waits for its end.
+    ///
+    /// # Panics
+    /// When `limit` has passed; shows what it printed.
+    pub fn wait(&mut self, limit: Duration) -> ExitStatus {
+        let end = std::time::Instant::now() + limit;
+        loop {
+            if let Ok(Some(status)) = self.child.try_wait() {
+                return status;
+            }
+            assert!(std::time::Instant::now() < end, "{} did not end; it printed:\n{}", self.name, self.output());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Sends it a signal by name: `TERM`, `INT`, `STOP`, `CONT`.
+    ///
+    /// # Panics
+    /// When it cannot be sent.
+    pub fn signal(&self, name: &str) {
+        let sent = Command::new("kill").arg(format!("-{name}")).arg(self.id().to_string()).status();
+        assert!(sent.is_ok_and(|status| status.success()), "signal {name} to {}", self.name);
+    }
+
+    /// Kills it (`kill -9`) and waits until it is gone.
+    pub fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // The watchdog goes first: once the process is waited for, its id may be
+        // somebody else's.
+        let _ = self.watchdog.kill();
+        let _ = self.watchdog.wait();
+        self.kill();
+    }
+}

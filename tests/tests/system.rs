@@ -1,0 +1,9 @@
+//! Whole-system tests: all that needs real servers or several processes, in one
+//! binary, so that they share one broker.
+//!
+//! Each module is one theme. Where a server is missing, a test says aloud that it
+//! is skipped; under `PIPEDOC_TEST_REQUIRE=all` that is a failure.
+
+mod system {
+    mod bed;
+}
