@@ -1,1 +1,137 @@
-//! placeholder
+//! Sets a process up to tell what it does: one call for logging and tracing, and
+//! the trace context in record headers.
+//!
+//! Knows `tracing`, OpenTelemetry and header names; knows nothing of documents,
+//! steps or logs. Spans get their identity from an in-process tracer provider;
+//! nothing is exported, and a span that the filter leaves out costs one load.
+
+pub mod propagation;
+
+use std::io::IsTerminal;
+
+use opentelemetry::trace::TracerProvider;
+use opentelemetry_sdk::trace::SdkTracerProvider;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Layer};
+
+/// Environment variable that holds the filter (`info`, `warn,pipedoc_sdk=debug`).
+pub const FILTER_VARIABLE: &str = "PIPEDOC_LOG";
+
+/// The filter where none is given.
+pub const DEFAULT_FILTER: &str = "info";
+
+/// Why a process could not be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The filter cannot be read.
+    #[error("log filter {filter:?} cannot be read; write it like `info` or `warn,pipedoc_sdk=debug`")]
+    Filter {
+        /// The filter.
+        filter: String,
+        /// What is wrong with it.
+        #[source]
+        source: tracing_subscriber::filter::ParseError,
+    },
+    /// Something else in this process has taken the place.
+    #[error("telemetry is set up already in this process")]
+    Taken(#[source] tracing_subscriber::util::TryInitError),
+}
+
+/// How lines are written.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Format {
+    /// For people; with colours on a terminal.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+impl std::str::FromStr for Format {
+    type Err = UnknownFormat;
+    fn from_str(text: &str) -> Result<Self, UnknownFormat> {
+        match text {
+            "text" => Ok(Self::Text),
+            "json" => Ok(Self::Json),
+            _ => Err(UnknownFormat { found: text.to_owned() }),
+        }
+    }
+}
+
+/// A format that does not exist.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("log format {found:?} does not exist; there are `text` and `json`")]
+pub struct UnknownFormat {
+    /// What was asked for.
+    pub found: String,
+}
+
+/// How a process tells what it does.
+#[derive(Debug, Clone)]
+pub struct TelemetryConfig {
+    /// Name of the program, as traces show it.
+    pub service: String,
+    /// How lines are written. Default: text.
+    pub format: Format,
+    /// Which lines and spans are taken; none: what [`FILTER_VARIABLE`] says, else
+    /// [`DEFAULT_FILTER`].
+    pub filter: Option<String>,
+}
+
+impl TelemetryConfig {
+    /// The defaults, under this name.
+    #[must_use]
+    pub fn new(service: impl Into<String>) -> Self {
+        Self { service: service.into(), format: Format::Text, filter: None }
+    }
+}
+
+/// Keeps telemetry going; dropping it at the end of the process flushes what is
+/// still on its way.
+#[derive(Debug)]
+#[must_use = "telemetry ends when the guard is dropped"]
+pub struct Guard {
+    provider: SdkTracerProvider,
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        // Without an exporter there is nothing that could fail to arrive.
+        let _ = self.provider.shutdown();
+    }
+}
+
+/// Sets the process up: lines of `tracing` and `log` go to standard error, spans
+/// get trace ids. Call it once, first thing in `main`.
+///
+/// # Errors
+/// When the filter cannot be read, or the process was set up already.
+pub fn init(config: TelemetryConfig) -> Result<Guard, Error> {
+    let filter = config
+        .filter
+        .or_else(|| std::env::var(FILTER_VARIABLE).ok().filter(|filter| !filter.trim().is_empty()))
+        .unwrap_or_else(|| DEFAULT_FILTER.to_owned());
+    let env_filter = EnvFilter::try_new(&filter).map_err(|source| Error::Filter { filter: filter.clone(), source })?;
+    let (provider, traces) = trace_layer(&config.service);
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let lines = match config.format {
+        Format::Text => lines.with_ansi(std::io::stderr().is_terminal()).with_target(false).boxed(),
+        Format::Json => lines.json().with_current_span(true).with_span_list(false).boxed(),
+    };
+    tracing_subscriber::registry().with(env_filter).with(lines).with(traces).try_init().map_err(Error::Taken)?;
+    Ok(Guard { provider })
+}
+
+/// The provider that gives spans their identity, and the layer that asks it.
+fn trace_layer<S>(service: &str) -> (SdkTracerProvider, impl Layer<S> + use<S>)
+where
+    S: tracing::Subscriber + for<'span> tracing_subscriber::registry::LookupSpan<'span>,
+{
+    let resource = opentelemetry_sdk::Resource::builder_empty().with_service_name(service.to_owned()).build();
+    let provider = SdkTracerProvider::builder().with_resource(resource).build();
+    let tracer = provider.tracer("pipedoc");
+    // Nobody reads where a span was made or which thread made it, so it is not gathered.
+    let layer = tracing_opentelemetry::layer().with_tracer(tracer).with_location(false).with_threads(false);
+    (provider, layer)
+}
