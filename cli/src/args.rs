@@ -1,0 +1,255 @@
+//! What can be asked on the command line, with the help that teaches it.
+
+use std::path::PathBuf;
+
+use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+
+/// Moves documents through pipelines of small services.
+///
+/// A pipeline is a YAML file of steps; each step names a module. `run` takes one
+/// through all its steps in this process. `engine` and `module` run the same
+/// pipeline as separate processes that find each other.
+#[derive(Debug, Parser)]
+#[command(name = "pipedoc", version, after_help = "Exit codes: 0 done; 1 failed while running; 2 refused, nothing was done; 130 interrupted.\n\nExamples:\n  pipedoc run examples/library\n  pipedoc run my-pipeline.yaml --in ~/papers --out results\n  pipedoc plan my-pipeline.yaml\n  pipedoc dlq list --data results/.pipedoc")]
+pub struct Args {
+    /// How results are shown: text for people, json for machines.
+    #[arg(long, global = true, value_enum, default_value_t = OutputFormat::Text, env = "PIPEDOC_OUTPUT")]
+    pub output: OutputFormat,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// How results are shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum OutputFormat {
+    /// For people.
+    Text,
+    /// For machines: JSON on standard output.
+    Json,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Runs a pipeline in this process, to the end, and sums up what came of it.
+    Run(RunArgs),
+    /// Runs an engine: reads pipelines from a folder and tells modules what to do.
+    Engine(EngineArgs),
+    /// Runs one instance of a built-in module, told by engines what to do.
+    Module(ModuleArgs),
+    /// Sends documents into a running pipeline through an engine.
+    Submit(SubmitArgs),
+    /// Shows how pipelines, steps and instances are doing, asking an engine.
+    Status(EngineAddress),
+    /// Makes a pipeline file the running one, through an engine.
+    Apply(ApplyArgs),
+    /// Checks a pipeline file and shows what would run; changes nothing.
+    Plan(PlanArgs),
+    /// Looks at dead letters.
+    #[command(subcommand)]
+    Dlq(DlqCommand),
+    /// Makes something new to begin with.
+    #[command(subcommand)]
+    New(NewCommand),
+}
+
+/// Arguments of `run`.
+#[derive(Debug, ClapArgs)]
+pub struct RunArgs {
+    /// The pipeline: a YAML or JSON file, or a folder that holds a `pipeline.yaml`.
+    pub pipeline: PathBuf,
+    /// Value of `${in}`. Default: the folder `in` beside the pipeline file.
+    #[arg(long = "in", value_name = "DIR")]
+    pub input: Option<PathBuf>,
+    /// Value of `${out}`, made if it is missing.
+    #[arg(long = "out", value_name = "DIR", default_value = "out")]
+    pub out: PathBuf,
+    /// Value of another variable of the pipeline, NAME=VALUE; may be repeated.
+    #[arg(long = "var", value_name = "NAME=VALUE", value_parser = parse_variable)]
+    pub variables: Vec<(String, String)>,
+    /// Where log and state are kept. Default: `.pipedoc` within the `--out` folder.
+    #[arg(long, value_name = "DIR")]
+    pub data: Option<PathBuf>,
+    /// Another log than the file in the data folder: `sqlite:PATH` or `kafka:HOST:PORT`.
+    #[arg(long, value_name = "URL", env = "PIPEDOC_LOG_URL")]
+    pub log: Option<String>,
+    /// Tries documents again that an earlier run gave up on.
+    #[arg(long)]
+    pub retry_failed: bool,
+    /// Stays, and takes what comes (connectors watch their sources) until Ctrl-C.
+    #[arg(long)]
+    pub watch: bool,
+}
+
+/// Where a process keeps its things and what installation it belongs to.
+#[derive(Debug, ClapArgs)]
+pub struct EngineArgs {
+    /// Folder of pipeline files (`*.yaml`, `*.yml`, `*.json`), watched.
+    #[arg(long, value_name = "DIR", env = "PIPEDOC_PIPELINES", default_value = "pipelines")]
+    pub pipelines: PathBuf,
+    /// Folder that the processes of this machine share.
+    #[arg(long, value_name = "DIR", env = "PIPEDOC_DATA", default_value = ".pipedoc")]
+    pub data: PathBuf,
+    /// The log: `sqlite:PATH` or `kafka:HOST:PORT`. Default: `log.db` in the data folder.
+    #[arg(long, value_name = "URL", env = "PIPEDOC_LOG_URL")]
+    pub log: Option<String>,
+    /// Name of the installation; prefix of its topics and groups.
+    #[arg(long, env = "PIPEDOC_CLUSTER", default_value = "local")]
+    pub cluster: String,
+    /// Address to serve gRPC on.
+    #[arg(long, value_name = "ADDRESS", env = "PIPEDOC_LISTEN", default_value = "127.0.0.1:7400")]
+    pub listen: std::net::SocketAddr,
+    /// Value of a variable for pipelines picked up from the folder; may be repeated.
+    #[arg(long = "var", value_name = "NAME=VALUE", value_parser = parse_variable)]
+    pub variables: Vec<(String, String)>,
+}
+
+/// Arguments of `module`.
+#[derive(Debug, ClapArgs)]
+pub struct ModuleArgs {
+    /// Name of the module.
+    pub name: String,
+    /// How the process is run.
+    #[command(flatten)]
+    pub process: pipedoc_sdk::process::ProcessArgs,
+}
+
+/// Which engine to ask.
+#[derive(Debug, Clone, ClapArgs)]
+pub struct EngineAddress {
+    /// Address of an engine.
+    #[arg(long, value_name = "URL", env = "PIPEDOC_ENGINE", default_value = "http://127.0.0.1:7400")]
+    pub engine: String,
+}
+
+/// Arguments of `submit`.
+#[derive(Debug, ClapArgs)]
+pub struct SubmitArgs {
+    /// Files to send, each as the blob of one document; `*.pipedoc.json` files are
+    /// documents in JSON already.
+    #[arg(required = true)]
+    pub files: Vec<PathBuf>,
+    /// Pipeline to send to.
+    #[arg(long)]
+    pub pipeline: String,
+    /// Step that receives the documents. Default: the only one without predecessors.
+    #[arg(long)]
+    pub step: Option<String>,
+    /// Id of the document (one file only). Default: the file's name.
+    #[arg(long)]
+    pub id: Option<String>,
+    /// Follows each document through the log to the end, and shows the times.
+    #[arg(long)]
+    pub follow: bool,
+    /// The log to follow in. Default: `log.db` in the data folder.
+    #[arg(long, value_name = "URL", env = "PIPEDOC_LOG_URL")]
+    pub log: Option<String>,
+    /// Data folder whose `log.db` is the log.
+    #[arg(long, value_name = "DIR", env = "PIPEDOC_DATA", default_value = ".pipedoc")]
+    pub data: PathBuf,
+    /// Give up following after so many seconds.
+    #[arg(long, default_value_t = 60)]
+    pub timeout: u64,
+    /// Which engine.
+    #[command(flatten)]
+    pub engine: EngineAddress,
+}
+
+/// Arguments of `apply`.
+#[derive(Debug, ClapArgs)]
+pub struct ApplyArgs {
+    /// The pipeline: a YAML or JSON file, or a folder that holds a `pipeline.yaml`.
+    pub pipeline: PathBuf,
+    /// Value of a variable of the pipeline; may be repeated.
+    #[arg(long = "var", value_name = "NAME=VALUE", value_parser = parse_variable)]
+    pub variables: Vec<(String, String)>,
+    /// Only check; nothing is changed.
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Which engine.
+    #[command(flatten)]
+    pub engine: EngineAddress,
+}
+
+/// Arguments of `plan`.
+#[derive(Debug, ClapArgs)]
+pub struct PlanArgs {
+    /// The pipeline: a YAML or JSON file, or a folder that holds a `pipeline.yaml`.
+    pub pipeline: PathBuf,
+    /// Value of a variable of the pipeline; may be repeated. `in` and `out` have
+    /// the defaults of `run`.
+    #[arg(long = "var", value_name = "NAME=VALUE", value_parser = parse_variable)]
+    pub variables: Vec<(String, String)>,
+    /// Name of the installation.
+    #[arg(long, env = "PIPEDOC_CLUSTER", default_value = "local")]
+    pub cluster: String,
+    /// Refuse modules that are not built in, instead of warning.
+    #[arg(long)]
+    pub strict: bool,
+}
+
+/// Commands on dead letters.
+#[derive(Debug, Subcommand)]
+pub enum DlqCommand {
+    /// Lists dead letters, oldest first.
+    List(DlqListArgs),
+}
+
+/// Arguments of `dlq list`.
+#[derive(Debug, ClapArgs)]
+pub struct DlqListArgs {
+    /// Only of this pipeline.
+    #[arg(long)]
+    pub pipeline: Option<String>,
+    /// Only of this step.
+    #[arg(long)]
+    pub step: Option<String>,
+    /// Name of the installation.
+    #[arg(long, env = "PIPEDOC_CLUSTER", default_value = "local")]
+    pub cluster: String,
+    /// Data folder whose `log.db` is the log (`run` keeps it in `<out>/.pipedoc`).
+    #[arg(long, value_name = "DIR", env = "PIPEDOC_DATA", default_value = ".pipedoc")]
+    pub data: PathBuf,
+    /// The log, when it is not in the data folder.
+    #[arg(long, value_name = "URL", env = "PIPEDOC_LOG_URL")]
+    pub log: Option<String>,
+    /// Show at most so many of each partition, the newest.
+    #[arg(long, default_value_t = 100)]
+    pub limit: usize,
+}
+
+/// What can be made anew.
+#[derive(Debug, Subcommand)]
+pub enum NewCommand {
+    /// Makes a module in a folder of its own, with a test that passes.
+    Module(NewModuleArgs),
+}
+
+/// Arguments of `new module`.
+#[derive(Debug, ClapArgs)]
+pub struct NewModuleArgs {
+    /// Name of the module and of its folder.
+    pub name: String,
+    /// Folder of the PipeDoc checkout whose SDK the module uses. Default: the
+    /// checkout around the current folder, or the one this binary was built in.
+    #[arg(long, value_name = "PATH", env = "PIPEDOC_SDK")]
+    pub sdk: Option<PathBuf>,
+}
+
+fn parse_variable(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
+        _ => Err(format!("{text:?} is not NAME=VALUE")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        super::Args::command().debug_assert();
+    }
+}

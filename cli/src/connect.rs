@@ -1,0 +1,42 @@
+//! Opens what a command talks to: the log of a data folder, an engine.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::Context;
+use pipedoc_transport::log::Log;
+
+/// Opens the log that was named, or the file in the data folder.
+pub async fn log(url: Option<&str>, data: &Path) -> anyhow::Result<Arc<dyn Log>> {
+    let default = format!("sqlite:{}", data.join("log.db").display());
+    let url = url.unwrap_or(&default);
+    Ok(pipedoc_transport::open::open(url).await?)
+}
+
+/// As [`log`], for commands that only look: a log file that is not there is an
+/// error, not made.
+pub async fn existing_log(url: Option<&str>, data: &Path) -> anyhow::Result<Arc<dyn Log>> {
+    if url.is_none() && !data.join("log.db").is_file() {
+        let message = format!("there is no log in {}; name the data folder with --data", data.display());
+        return Err(crate::exit::Refused(message).into());
+    }
+    log(url, data).await
+}
+
+/// Connects to an engine.
+pub async fn engine(address: &str) -> anyhow::Result<tonic::transport::Channel> {
+    let endpoint = tonic::transport::Endpoint::from_shared(address.to_owned())
+        .with_context(|| format!("--engine {address} is no URL such as http://127.0.0.1:7400"))?
+        .connect_timeout(std::time::Duration::from_secs(5));
+    endpoint.connect().await.with_context(|| format!("no engine answers at {address}; start one with `pipedoc engine`"))
+}
+
+/// Turns a gRPC status into an error that people can read.
+pub fn said(status: tonic::Status) -> anyhow::Error {
+    match status.code() {
+        tonic::Code::InvalidArgument | tonic::Code::NotFound | tonic::Code::FailedPrecondition | tonic::Code::Unimplemented => {
+            crate::exit::Refused(status.message().to_owned()).into()
+        }
+        code => anyhow::anyhow!("the engine answered {code:?}: {}", status.message()),
+    }
+}

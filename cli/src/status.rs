@@ -1,0 +1,81 @@
+//! `pipedoc status`: how everything is doing, as an engine knows it.
+
+use std::process::ExitCode;
+
+use pipedoc_proto::v1::pipeline_control_client::PipelineControlClient;
+use pipedoc_proto::v1::{StatusRequest, StatusResponse, StepState, StepType};
+
+use crate::args::{EngineAddress, OutputFormat};
+use crate::{connect, plan, show};
+
+/// Runs the command.
+pub async fn main(args: EngineAddress, output: OutputFormat) -> anyhow::Result<ExitCode> {
+    let mut client = PipelineControlClient::new(connect::engine(&args.engine).await?);
+    let status = client.status(StatusRequest::default()).await.map_err(connect::said)?.into_inner();
+    match output {
+        OutputFormat::Json => {
+            let bytes = prost::Message::encode_to_vec(&status);
+            let value = pipedoc_proto::json::message_to_json("pipedoc.v1.StatusResponse", &bytes)?;
+            println!("{value}");
+        }
+        OutputFormat::Text => print(&status),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn print(status: &StatusResponse) {
+    println!("cluster {}, generation {}", status.cluster, status.generation);
+    for problem in &status.problems {
+        println!("problem: {}", plan::problem(problem));
+    }
+    for pipeline in &status.pipelines {
+        println!("\npipeline {}, revision {}", pipeline.pipeline, pipeline.revision);
+        let rows: Vec<_> = pipeline
+            .steps
+            .iter()
+            .map(|step| {
+                vec![
+                    step.step.clone(),
+                    word(StepType::try_from(step.r#type).unwrap_or_default().as_str_name(), "STEP_TYPE_"),
+                    step.module.clone(),
+                    word(StepState::try_from(step.state).unwrap_or_default().as_str_name(), "STEP_STATE_"),
+                    step.instances.to_string(),
+                    step.lag.to_string(),
+                    step.in_flight.to_string(),
+                    step.done.to_string(),
+                    step.dead_letters.to_string(),
+                    show::first_line(&step.last_error, 80),
+                ]
+            })
+            .collect();
+        let heads =
+            ["STEP", "TYPE", "MODULE", "STATE", "INSTANCES", "LAG", "AT WORK", "DONE", "DEAD LETTERS", "LAST ERROR"];
+        show::table(&heads, &rows);
+    }
+    if !status.instances.is_empty() {
+        println!();
+        let rows: Vec<_> = status
+            .instances
+            .iter()
+            .map(|instance| {
+                let partitions: usize = instance.steps.iter().map(|step| step.partitions.len()).sum();
+                vec![
+                    instance.instance_id.clone(),
+                    instance.module.clone(),
+                    instance.version.clone(),
+                    format!("{}{}", instance.generation, if instance.from_disk { " (from disk)" } else { "" }),
+                    partitions.to_string(),
+                    instance.endpoint.clone(),
+                ]
+            })
+            .collect();
+        show::table(&["INSTANCE", "MODULE", "VERSION", "GENERATION", "PARTITIONS", "ENDPOINT"], &rows);
+    }
+    if status.pipelines.is_empty() {
+        println!("no pipelines; apply one with `pipedoc apply FILE`");
+    }
+}
+
+fn word(name: &str, prefix: &str) -> String {
+    name.strip_prefix(prefix).unwrap_or(name).to_owned()
+}
