@@ -33,13 +33,17 @@
 //! fn main() {}
 //! ```
 
+pub mod attach;
 pub mod connector;
 pub mod error;
 pub mod event;
+pub mod factory;
+pub mod grpc;
 pub mod module;
 pub mod output;
 pub mod prelude;
 pub mod record;
+pub mod secrets;
 
 // What authors need of other crates, so that their Cargo.toml names the SDK alone.
 pub use {bytes, pipedoc_model as model, pipedoc_proto as proto, schemars, serde, serde_json, tokio, tower};
