@@ -6,4 +6,6 @@
 
 mod system {
     mod bed;
+    mod processes;
+    mod run;
 }

@@ -1,0 +1,316 @@
+//! `pipedoc run` as a stranger uses it: real files in, JSON out, on the embedded log.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Output;
+use std::time::Duration;
+
+use pipedoc_tests::bed::pipedoc;
+use serde_json::Value;
+
+/// A folder with a pipeline over text files and a folder of them.
+struct Desk {
+    folder: tempfile::TempDir,
+}
+
+const PIPELINE: &str = r#"
+pipeline: desk
+steps:
+  - {name: files, type: CONNECTOR, module: filesystem-connector, config: {folder: "${in}"}, outputs: [{to: parse}]}
+  - {name: parse, type: PIPELINE, module: parser, outputs: [{to: chunk, when: "doc.body != ''"}]}
+  - {name: chunk, type: PIPELINE, module: chunker, config: {size: 200}, outputs: [{to: store}]}
+  - {name: store, type: SINK, module: object-sink, config: {url: "${out}"}}
+"#;
+
+impl Desk {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        fs::create_dir(folder.path().join("in")).unwrap();
+        fs::write(folder.path().join("pipeline.yaml"), PIPELINE).unwrap();
+        Self { folder }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn write(&self, name: &str, text: &str) {
+        let path = self.path("in").join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+    }
+
+    fn command(&self, more: &[&str]) -> std::process::Command {
+        let mut arguments = vec!["run", ".", "--output", "json"];
+        arguments.extend(more);
+        let mut command = pipedoc::command(arguments);
+        command.current_dir(self.folder.path());
+        command
+    }
+
+    /// Runs to the end and gives the summary.
+    fn run(&self, more: &[&str]) -> Value {
+        let output = self.command(more).output().unwrap();
+        summary(&output)
+    }
+
+    /// Results by document id.
+    fn results(&self) -> BTreeMap<String, Value> {
+        let mut found = BTreeMap::new();
+        read_results(&self.path("out"), &mut found);
+        found
+    }
+}
+
+fn read_results(folder: &Path, found: &mut BTreeMap<String, Value>) {
+    for entry in fs::read_dir(folder).into_iter().flatten() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        if name.starts_with('.') {
+            continue;
+        }
+        if path.is_dir() {
+            read_results(&path, found);
+        } else {
+            let doc: Value = serde_json::from_slice(&fs::read(&path).unwrap())
+                .unwrap_or_else(|error| panic!("{} is no JSON: {error}", path.display()));
+            let id = doc["id"].as_str().unwrap().to_owned();
+            assert!(found.insert(id.clone(), doc).is_none(), "{id} is there twice");
+        }
+    }
+}
+
+fn summary(output: &Output) -> Value {
+    let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{:?}\n{stdout}\n{stderr}", output.status);
+    let line = stdout.lines().last().unwrap_or_default();
+    serde_json::from_str(line).unwrap_or_else(|error| panic!("no summary ({error}):\n{stdout}\n{stderr}"))
+}
+
+fn count(summary: &Value, name: &str) -> u64 {
+    summary[name].as_u64().unwrap_or_else(|| panic!("{name} is missing in {summary}"))
+}
+
+fn assert_adds_up(summary: &Value) {
+    let sum: u64 = ["delivered", "unchanged", "filtered", "dead_letters"].iter().map(|name| count(summary, name)).sum();
+    assert_eq!(count(summary, "found"), sum, "{summary}");
+}
+
+#[test]
+fn the_library_example_delivers_all_but_the_two_broken_files() {
+    let folder = tempfile::tempdir().unwrap();
+    let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/library");
+    let files = fs::read_dir(example.join("in")).unwrap().count() as u64;
+    assert!(files >= 12, "{files} example documents");
+    let mut command = pipedoc::command(["run", example.to_str().unwrap(), "--output", "json"]);
+    let output = command.current_dir(folder.path()).output().unwrap();
+    let summary = summary(&output);
+    assert_eq!(count(&summary, "found"), files, "{summary}");
+    assert_eq!(count(&summary, "delivered"), files - 2, "{summary}");
+    assert_eq!(count(&summary, "dead_letters"), 2, "{summary}");
+
+    let mut results = BTreeMap::new();
+    read_results(&folder.path().join("out"), &mut results);
+    assert_eq!(results.len() as u64, files - 2);
+    for (id, doc) in &results {
+        let body = doc["body"].as_str().unwrap_or_default();
+        assert!(!body.is_empty(), "{id} has no body");
+        for chunk in doc["chunks"].as_array().unwrap_or_else(|| panic!("{id} has no chunks")) {
+            let offset = |name: &str| {
+                chunk["span"][name].as_str().map_or(0, |number| number.parse::<usize>().unwrap())
+            };
+            assert_eq!(chunk["text"].as_str().unwrap(), &body[offset("start")..offset("end")], "{id}");
+        }
+    }
+
+    let list = pipedoc::command(["dlq", "list", "--data", "out/.pipedoc", "--output", "json"])
+        .current_dir(folder.path())
+        .output()
+        .unwrap();
+    let letters: Value = serde_json::from_slice(&list.stdout).unwrap();
+    let letters = letters.as_array().unwrap();
+    assert_eq!(letters.len(), 2, "{letters:?}");
+    for letter in letters {
+        assert_eq!(letter["step"], "library/parse");
+        assert!(letter["error"].as_str().unwrap().len() > 10, "{letter}");
+    }
+}
+
+#[test]
+fn a_second_run_sends_only_what_changed() {
+    let desk = Desk::new();
+    for n in 0..20 {
+        desk.write(&format!("sub{}/note{n}.txt", n % 3), &format!("note number {n}"));
+    }
+    let first = desk.run(&[]);
+    assert_eq!((count(&first, "found"), count(&first, "delivered")), (20, 20));
+    assert_eq!(desk.results().len(), 20);
+
+    let second = desk.run(&[]);
+    assert_eq!((count(&second, "unchanged"), count(&second, "delivered")), (20, 0), "{second}");
+
+    desk.write("sub0/note3.txt", "note number three, at length");
+    fs::remove_file(desk.path("in/sub1/note4.txt")).unwrap();
+    desk.write("new.txt", "a new note");
+    let third = desk.run(&[]);
+    assert_eq!(count(&third, "found"), 20, "{third}");
+    assert_eq!((count(&third, "delivered"), count(&third, "unchanged")), (2, 18), "{third}");
+    assert_eq!(count(&third, "deleted"), 1, "{third}");
+    let results = desk.results();
+    assert_eq!(results.len(), 20);
+    assert!(!results.contains_key("sub1/note4.txt"));
+    assert_eq!(results["sub0/note3.txt"]["body"], "note number three, at length");
+}
+
+#[test]
+fn a_bad_document_is_one_dead_letter_and_is_tried_again_only_when_asked() {
+    let desk = Desk::new();
+    desk.write("good.txt", "all is well");
+    desk.write("empty.pdf", "");
+    desk.write("cut.pdf", "%PDF-1.7\n1 0 obj\n<< /Type /Catalog");
+    // A PDF by name, a text by content: parsed as what it is.
+    desk.write("lying.pdf", "plain words under a wrong name");
+    let first = desk.run(&[]);
+    assert_adds_up(&first);
+    assert_eq!((count(&first, "delivered"), count(&first, "dead_letters")), (2, 2), "{first}");
+    assert_eq!(desk.results()["lying.pdf"]["body"], "plain words under a wrong name");
+
+    let second = desk.run(&[]);
+    assert_eq!((count(&second, "unchanged"), count(&second, "dead_letters")), (4, 0), "{second}");
+    let third = desk.run(&["--retry-failed"]);
+    assert_eq!((count(&third, "unchanged"), count(&third, "dead_letters")), (2, 2), "{third}");
+    desk.write("cut.pdf", "mended: now a text");
+    let fourth = desk.run(&[]);
+    assert_eq!((count(&fourth, "unchanged"), count(&fourth, "delivered")), (3, 1), "{fourth}");
+}
+
+#[test]
+fn killed_at_any_moment_it_goes_on_and_nothing_is_missing_or_double() {
+    let desk = Desk::new();
+    for n in 0..300 {
+        desk.write(&format!("d{}/f{n}.md", n % 7), &format!("# Title {n}\n\n{}", "words and more words. ".repeat(n % 40)));
+    }
+    for round in 0..10_u64 {
+        let mut child = desk
+            .command(&[])
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        // Spread over the start, the middle and the end of a run.
+        std::thread::sleep(Duration::from_millis(60 + round * 170));
+        let _ = child.kill();
+        child.wait().unwrap();
+    }
+    let last = desk.run(&[]);
+    assert_adds_up(&last);
+    assert_eq!(count(&last, "found"), 300);
+    assert_eq!(count(&last, "dead_letters"), 0, "{last}");
+    let results = desk.results();
+    assert_eq!(results.len(), 300);
+    for n in 0..300 {
+        let doc = &results[&format!("d{}/f{n}.md", n % 7)];
+        assert!(doc["body"].as_str().unwrap().contains(&format!("Title {n}")), "{doc}");
+    }
+}
+
+/// Each bad setup is refused with exit code 2 and the words given, and leaves no `out`.
+#[test]
+fn bad_setups_are_refused_with_a_clear_error_and_nothing_half_done() {
+    let good = PIPELINE;
+    let cases: [(&str, String, &[&str]); 9] = [
+        ("unknown module", good.replace("module: chunker", "module: chunkr"), &["chunkr", "chunker"]),
+        ("unknown field", good.replace("outputs: [{to: parse}]", "outputz: [{to: parse}]"), &["outputz", "outputs"]),
+        ("wrong type", good.replace("{size: 200}", "{size: many}"), &["size"]),
+        ("duplicate key", format!("{good}pipeline: again\n"), &["pipeline", "duplicate"]),
+        (
+            "cycle without max_hops",
+            good.replace("config: {size: 200}, outputs: [{to: store}]", "config: {size: 200}, outputs: [{to: store}, {to: parse}]"),
+            &["cycle", "max_hops"],
+        ),
+        ("two steps of one name", good.replace("name: chunk,", "name: parse,"), &["parse"]),
+        ("an output to a missing step", good.replace("{to: store}", "{to: stoer}"), &["stoer", "store"]),
+        ("missing folder", good.replace("${in}", "/does/not/exist"), &["/does/not/exist"]),
+        ("no steps", "pipeline: desk\nsteps: []\n".into(), &["steps"]),
+    ];
+    for (name, text, words) in cases {
+        let desk = Desk::new();
+        fs::write(desk.path("pipeline.yaml"), &text).unwrap();
+        let output = desk.command(&["--output", "text"]).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(2), "{name}: {said}");
+        for word in words {
+            assert!(said.contains(word), "{name} does not say {word:?}:\n{said}");
+        }
+        assert!(!desk.path("out").exists(), "{name} left something behind");
+    }
+}
+
+#[test]
+fn a_file_with_five_mistakes_is_told_all_five_with_their_lines() {
+    let desk = Desk::new();
+    let text = r#"pipeline: Desk
+steps:
+  - {name: files, type: CONNECTOR, module: filesystem-connector, config: {folder: "${in}"}, outputs: [{to: pars}]}
+  - {name: parse, type: PIPELINE, module: parser, timeot: 60s, outputs: [{to: chunk, when: "doc.bodi != ''"}]}
+  - {name: chunk, type: PIPELINE, module: chunker, config: {size: -4}, outputs: [{to: store}]}
+  - {name: store, type: SINK, module: object-sink, config: {url: "${out}"}}
+"#;
+    fs::write(desk.path("pipeline.yaml"), text).unwrap();
+    let output = desk.command(&[]).output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    let value: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let problems = value["problems"].as_array().unwrap();
+    let lines: Vec<_> = problems.iter().map(|problem| problem["line"].as_u64().unwrap()).collect();
+    assert_eq!(lines, [1, 3, 4, 4, 5], "{problems:#?}");
+}
+
+#[test]
+fn a_log_file_that_is_something_else_is_not_touched() {
+    let desk = Desk::new();
+    desk.write("a.txt", "a");
+    fs::create_dir_all(desk.path("out/.pipedoc")).unwrap();
+    let other = desk.path("out/.pipedoc/log.db");
+    fs::write(&other, "the only copy of my novel, which is long enough to be a page of text\n".repeat(99)).unwrap();
+    let before = fs::read(&other).unwrap();
+    let output = desk.command(&["--output", "text"]).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success(), "{said}");
+    assert!(said.contains("log.db") && said.contains("not a PipeDoc log"), "{said}");
+    assert_eq!(fs::read(&other).unwrap(), before);
+}
+
+#[test]
+fn only_one_run_works_in_a_data_folder() {
+    let desk = Desk::new();
+    for n in 0..200 {
+        desk.write(&format!("f{n}.txt"), "text");
+    }
+    let mut first = desk.command(&[]).stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null()).spawn().unwrap();
+    let lock = desk.path("out/.pipedoc/run.lock");
+    pipedoc_tests::bed::wait_for("the first run has begun", Duration::from_secs(20), || lock.exists().then_some(()));
+    let second = desk.command(&["--output", "text"]).output().unwrap();
+    let still_at_work = first.try_wait().unwrap().is_none();
+    let said = String::from_utf8_lossy(&second.stderr).into_owned();
+    assert!(!still_at_work || said.contains("another `pipedoc run` is at work"), "{said}");
+    assert!(first.wait().unwrap().success());
+}
+
+#[test]
+fn a_new_module_passes_its_test_as_it_stands() {
+    let folder = tempfile::tempdir().unwrap();
+    let checkout = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize().unwrap();
+    let made = pipedoc::command(["new", "module", "shout"]).current_dir(folder.path()).output().unwrap();
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    let tested = std::process::Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+        .args(["test", "--offline", "--target-dir"])
+        // Its dependencies are those of the workspace, built already.
+        .arg(checkout.join("target/test-bed/new-module"))
+        .current_dir(folder.path().join("shout"))
+        .output()
+        .unwrap();
+    let said = format!("{}{}", String::from_utf8_lossy(&tested.stdout), String::from_utf8_lossy(&tested.stderr));
+    assert!(tested.status.success(), "{said}");
+    assert!(said.contains("the_prefix_comes_before_the_title ... ok"), "{said}");
+}
