@@ -44,6 +44,8 @@ pub mod output;
 pub mod prelude;
 pub mod record;
 pub mod secrets;
+pub mod testing;
+pub mod units;
 
 // What authors need of other crates, so that their Cargo.toml names the SDK alone.
 pub use {bytes, pipedoc_model as model, pipedoc_proto as proto, schemars, serde, serde_json, tokio, tower};

@@ -1,0 +1,298 @@
+//! Sessions with the engines: one task for each, attached as long as the
+//! instance lives.
+//!
+//! ```text
+//!  connect ─▶ Attach ─▶ first report ─▶ ⟲ assignments in, a report a second out
+//!     ▲                                      │ stream ends
+//!     └────────────── backoff ◀──────────────┘
+//! ```
+//!
+//! Losing engines stops nothing. When none has sent an assignment soon after the
+//! start, the one on disk runs until a newer one comes.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use pipedoc_model::names::{ClusterName, ModuleName, StepId};
+use pipedoc_proto::v1;
+use pipedoc_proto::v1::module_gateway_client::ModuleGatewayClient;
+use tokio::sync::{Mutex, mpsc, watch};
+use tokio::time::MissedTickBehavior;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Endpoint;
+
+use super::Runs;
+use super::kept::KeptFile;
+use super::ledger::{Ledger, Taken, Verdict};
+
+/// Assignments carry whole plans; far more than they need is allowed.
+const MESSAGE_LIMIT: usize = 64 << 20;
+
+/// Shortest and longest wait before an engine is tried again.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+
+/// How an instance attaches.
+#[derive(Debug, Clone)]
+pub struct AttachConfig {
+    /// Addresses of the engines (`http://host:port`). None: what is on disk runs
+    /// at once.
+    pub engines: Vec<String>,
+    /// Cluster that the instance belongs to.
+    pub cluster: ClusterName,
+    /// Module that the instance is.
+    pub module: ModuleName,
+    /// Its registration.
+    pub registration: v1::ServiceRegistration,
+    /// Its id.
+    pub instance_id: String,
+    /// Where it serves gRPC (`http://host:port`); empty when it does not.
+    pub endpoint: String,
+    /// Steps it is narrowed to; empty: all of its module.
+    pub serve: BTreeSet<StepId>,
+    /// Time between two reports. Default 1 s.
+    pub report_every: Duration,
+    /// When so long after the start no engine has sent an assignment, the one on
+    /// disk runs. Default 3 s.
+    pub disk_after: Duration,
+}
+
+impl AttachConfig {
+    /// An instance without engines, endpoint or narrowing, with the defaults.
+    #[must_use]
+    pub fn new(
+        cluster: ClusterName,
+        module: ModuleName,
+        registration: v1::ServiceRegistration,
+        instance_id: impl Into<String>,
+    ) -> Self {
+        Self {
+            engines: Vec::new(),
+            cluster,
+            module,
+            registration,
+            instance_id: instance_id.into(),
+            endpoint: String::new(),
+            serve: BTreeSet::new(),
+            report_every: Duration::from_secs(1),
+            disk_after: Duration::from_secs(3),
+        }
+    }
+}
+
+/// Attaches to every engine and runs what they assign, until `shutdown`. What
+/// runs then goes on running: stopping it is the caller's.
+pub async fn attach(config: AttachConfig, kept: KeptFile, runs: Arc<dyn Runs>, shutdown: CancellationToken) {
+    let on_disk = match kept.load() {
+        Ok(on_disk) => on_disk,
+        Err(error) => {
+            let file = kept.path().display();
+            tracing::warn!(%file, %error, "the kept assignment cannot be read; waiting for an engine");
+            None
+        }
+    };
+    let ledger = Ledger::new(config.cluster.clone(), config.module.clone(), config.serve.clone(), on_disk);
+    let engines = config.engines.clone();
+    let shared = Arc::new(Attached {
+        state: Mutex::new(State { ledger, from_disk: false }),
+        config,
+        kept,
+        runs,
+        changed: watch::Sender::new(()),
+        started_at: SystemTime::now(),
+    });
+    let sessions = engines.into_iter().map(|engine| {
+        let shared = Arc::clone(&shared);
+        async move { shared.stay_attached(&engine).await }
+    });
+    let work = async { tokio::join!(futures::future::join_all(sessions), shared.fall_back_to_disk()) };
+    // Dropping the sessions ends their streams.
+    shutdown.run_until_cancelled(work).await;
+}
+
+/// What the sessions share.
+struct Attached {
+    config: AttachConfig,
+    kept: KeptFile,
+    runs: Arc<dyn Runs>,
+    state: Mutex<State>,
+    /// Tells all sessions that a report is worth sending now.
+    changed: watch::Sender<()>,
+    started_at: SystemTime,
+}
+
+struct State {
+    ledger: Ledger,
+    from_disk: bool,
+}
+
+impl Attached {
+    /// Runs what is on disk when no engine has sent anything in time.
+    async fn fall_back_to_disk(&self) {
+        if !self.config.engines.is_empty() {
+            tokio::time::sleep(self.config.disk_after).await;
+        }
+        let mut state = self.state.lock().await;
+        match state.ledger.take_from_disk() {
+            Ok(Some(Taken { kept, steps })) => {
+                tracing::info!(generation = %kept.generation, steps = steps.len(), "no engine has answered; running the kept assignment");
+                state.from_disk = true;
+                self.runs.apply(kept.generation, steps);
+                self.changed.send_replace(());
+            }
+            Ok(None) => {}
+            Err(error) => {
+                tracing::warn!(error = %chain(&error), "the kept assignment cannot be used; waiting for an engine")
+            }
+        }
+    }
+
+    /// One session after the other with an engine, for ever.
+    async fn stay_attached(&self, engine: &str) {
+        let mut wait = BACKOFF.0;
+        let mut last_error = String::new();
+        loop {
+            let began = tokio::time::Instant::now();
+            let error = match self.session(engine).await {
+                Ok(()) => "the engine ended the session".to_owned(),
+                Err(error) => chain(error.as_ref()),
+            };
+            // The same trouble again and again is told once.
+            if error == last_error {
+                tracing::debug!(engine, error, "not attached");
+            } else {
+                tracing::warn!(engine, error, "not attached; what runs goes on, and the engine is tried again");
+            }
+            last_error = error;
+            if began.elapsed() > BACKOFF.1 {
+                wait = BACKOFF.0;
+                last_error.clear();
+            }
+            tokio::time::sleep(wait.mul_f64(rand::random_range(0.8..1.2))).await;
+            wait = (wait * 2).min(BACKOFF.1);
+        }
+    }
+
+    async fn session(&self, engine: &str) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        let channel = Endpoint::from_shared(engine.to_owned())?
+            .connect_timeout(Duration::from_secs(2))
+            .tcp_nodelay(true)
+            .http2_keep_alive_interval(Duration::from_secs(10))
+            .keep_alive_timeout(Duration::from_secs(5))
+            .keep_alive_while_idle(true)
+            .connect()
+            .await?;
+        let mut client = ModuleGatewayClient::new(channel)
+            .max_decoding_message_size(MESSAGE_LIMIT)
+            .max_encoding_message_size(MESSAGE_LIMIT);
+        // A session that was told of a change before it began need not be told again.
+        let mut changed = self.changed.subscribe();
+        let (reports, outgoing) = mpsc::channel(1);
+        let mut refusals = Vec::new();
+        reports.send(self.report(&refusals).await).await?;
+        let mut messages = client.attach(ReceiverStream::new(outgoing)).await?.into_inner();
+        tracing::info!(engine, "attached");
+        let mut tick = tokio::time::interval(self.config.report_every);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                message = messages.message() => match message? {
+                    None => return Ok(()),
+                    Some(message) => if !self.take(engine, message, &mut refusals).await { continue },
+                },
+                _ = tick.tick() => {}
+                _ = changed.changed() => {}
+            }
+            // An engine that does not read gets the next report instead of this one.
+            if let Err(mpsc::error::TrySendError::Closed(_)) = reports.try_send(self.report(&refusals).await) {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Takes a message in; tells whether a report is due.
+    async fn take(&self, engine: &str, message: v1::GatewayMessage, refusals: &mut Vec<String>) -> bool {
+        match message.kind {
+            Some(v1::gateway_message::Kind::Assignment(assignment)) => {
+                self.take_assignment(engine, assignment, refusals).await;
+                true
+            }
+            Some(v1::gateway_message::Kind::Endpoints(endpoints)) => {
+                // Only steps with gRPC outputs need them, and those are refused before they are planned.
+                tracing::debug!(engine, steps = endpoints.steps.len(), "endpoints are not used yet");
+                false
+            }
+            None => {
+                tracing::debug!(engine, "a message of a kind that this version does not know");
+                false
+            }
+        }
+    }
+
+    async fn take_assignment(&self, engine: &str, assignment: v1::Assignment, refusals: &mut Vec<String>) {
+        let generation = assignment.generation;
+        refusals.clear();
+        // Held until the assignment is kept and applied, so that of two engines' the newer comes last.
+        let mut state = self.state.lock().await;
+        match state.ledger.offer(assignment) {
+            Ok(Verdict::Run(Taken { kept, steps })) => {
+                tracing::info!(engine, generation, steps = steps.len(), "assignment taken");
+                state.from_disk = false;
+                self.keep(kept.clone()).await;
+                self.runs.apply(kept.generation, steps);
+                self.changed.send_replace(());
+            }
+            Ok(Verdict::Nothing) => state.from_disk = false,
+            Ok(Verdict::Wait(bodies)) => tracing::debug!(engine, generation, bodies, "waiting for step bodies"),
+            Err(error) => {
+                let reason = chain(&error);
+                tracing::warn!(engine, generation, reason, "assignment refused");
+                refusals.push(reason);
+            }
+        }
+    }
+
+    /// Keeps an assignment on disk. Where that fails it runs all the same.
+    async fn keep(&self, kept: super::Kept) {
+        let file = self.kept.clone();
+        let saved =
+            tokio::task::spawn_blocking(move || file.save(&kept)).await.unwrap_or_else(|error| Err(error.into()));
+        if let Err(error) = saved {
+            let file = self.kept.path().display();
+            tracing::warn!(%file, %error, "the assignment cannot be kept; a restart will need an engine");
+        }
+    }
+
+    async fn report(&self, refusals: &[String]) -> v1::InstanceReport {
+        let state = self.state.lock().await;
+        v1::InstanceReport {
+            instance_id: self.config.instance_id.clone(),
+            registration: Some(self.config.registration.clone()),
+            endpoint: self.config.endpoint.clone(),
+            generation: state.ledger.generation().0,
+            held_hashes: state.ledger.hashes(),
+            steps: self.runs.reports(),
+            started_at: Some(self.started_at.into()),
+            from_disk: state.from_disk,
+            refusals: refusals.to_vec(),
+            serve: self.config.serve.iter().map(ToString::to_string).collect(),
+        }
+    }
+}
+
+/// An error with its causes, outermost first.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(error) = next {
+        let cause = error.to_string();
+        // Transport errors tend to repeat what they wrap.
+        if !text.ends_with(&cause) {
+            text.push_str(": ");
+            text.push_str(&cause);
+        }
+        next = error.source();
+    }
+    text
+}

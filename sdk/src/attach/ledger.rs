@@ -1,0 +1,231 @@
+//! Which assignment an instance takes. Pure: no IO, no clock.
+//!
+//! ```text
+//!              older generation, other cluster, wrong body ─▶ refused, nothing changes
+//! assignment ─┤
+//!              bodies missing ─▶ waits until they are there
+//!              all bodies held ─▶ runs
+//! ```
+//!
+//! Generations never move backwards, over restarts too: what was kept on disk
+//! counts from the start, whether it runs or not.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use pipedoc_model::names::{self, ClusterName, Generation, ModuleName, PipelineName, StepId, StepName};
+use pipedoc_model::step::StepPlan;
+use pipedoc_proto::v1;
+use sha2::{Digest, Sha256};
+
+use super::kept::{Kept, KeptStep};
+
+/// Why an assignment is refused. What ran before goes on.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// It is older than what the instance has.
+    #[error("generation {offered} is older than {held}, which this instance has")]
+    Older {
+        /// Generation of the assignment.
+        offered: Generation,
+        /// Generation that the instance has.
+        held: Generation,
+    },
+    /// It is another cluster's.
+    #[error(
+        "the assignment is for cluster {offered:?}, but this instance belongs to {own}; give both the same --cluster"
+    )]
+    OtherCluster {
+        /// Cluster of the assignment.
+        offered: String,
+        /// Cluster of the instance.
+        own: ClusterName,
+    },
+    /// A body is not what its hash says.
+    #[error("a step body does not have the hash {hash} that came with it")]
+    WrongHash {
+        /// The hash.
+        hash: String,
+    },
+    /// A step's name cannot be one.
+    #[error("step {pipeline:?}/{step:?} cannot be named so")]
+    Name {
+        /// Name of the pipeline.
+        pipeline: String,
+        /// Name of the step.
+        step: String,
+        /// What is wrong.
+        #[source]
+        source: names::Error,
+    },
+    /// A body cannot be read.
+    #[error("the body of step {step} cannot be read; this module may be older than its engine")]
+    Body {
+        /// The step.
+        step: StepId,
+        /// What is wrong.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// A body is another step's or another module's.
+    #[error("the body of step {step} is that of {found} for module {module}")]
+    OtherStep {
+        /// The step.
+        step: StepId,
+        /// The step in the body.
+        found: StepId,
+        /// The module in the body.
+        module: ModuleName,
+    },
+}
+
+/// What follows from an assignment.
+#[derive(Debug, PartialEq)]
+pub enum Verdict {
+    /// It is to run, and to be kept.
+    Run(Taken),
+    /// It runs already, or what is missing was asked for.
+    Nothing,
+    /// It waits for so many bodies.
+    Wait(usize),
+}
+
+/// An assignment that was taken.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Taken {
+    /// What to keep on disk.
+    pub kept: Kept,
+    /// What to run: all of it, or what `--serve` leaves.
+    pub steps: Vec<StepPlan>,
+}
+
+/// What an instance holds of assignments.
+#[derive(Debug)]
+pub struct Ledger {
+    cluster: ClusterName,
+    module: ModuleName,
+    serve: BTreeSet<StepId>,
+    /// The newest assignment taken, or found on disk.
+    held: Option<Kept>,
+    /// Whether it runs.
+    running: bool,
+    /// Bodies that came for an assignment that is not complete yet.
+    waiting: BTreeMap<String, String>,
+}
+
+impl Ledger {
+    /// What an instance holds at its start: what lay on its disk, if anything.
+    /// With `serve` not empty, only those steps run.
+    #[must_use]
+    pub fn new(cluster: ClusterName, module: ModuleName, serve: BTreeSet<StepId>, on_disk: Option<Kept>) -> Self {
+        let held = on_disk.filter(|kept| kept.cluster == cluster);
+        Self { cluster, module, serve, held, running: false, waiting: BTreeMap::new() }
+    }
+
+    /// Generation of what it holds; 0 when it holds nothing.
+    #[must_use]
+    pub fn generation(&self) -> Generation {
+        self.held.as_ref().map_or(Generation(0), |kept| kept.generation)
+    }
+
+    /// Whether an assignment runs.
+    #[must_use]
+    pub fn is_running(&self) -> bool {
+        self.running
+    }
+
+    /// Hashes of the bodies it holds; they need not be sent.
+    #[must_use]
+    pub fn hashes(&self) -> Vec<String> {
+        let held = self.held.iter().flat_map(|kept| kept.steps.iter().map(|step| step.hash.clone()));
+        held.chain(self.waiting.keys().cloned()).collect::<BTreeSet<_>>().into_iter().collect()
+    }
+
+    /// Takes what lay on disk, when nothing runs yet.
+    ///
+    /// # Errors
+    /// When a body on disk cannot be read.
+    pub fn take_from_disk(&mut self) -> Result<Option<Taken>, Error> {
+        match &self.held {
+            Some(kept) if !self.running => {
+                let taken = Taken { kept: kept.clone(), steps: self.plans(&kept.steps)? };
+                self.running = true;
+                Ok(Some(taken))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// Looks at an assignment that an engine sent.
+    ///
+    /// # Errors
+    /// When it is refused; nothing changes then.
+    pub fn offer(&mut self, assignment: v1::Assignment) -> Result<Verdict, Error> {
+        let offered = Generation(assignment.generation);
+        if assignment.cluster != self.cluster.as_str() {
+            return Err(Error::OtherCluster { offered: assignment.cluster, own: self.cluster.clone() });
+        }
+        if offered < self.generation() {
+            return Err(Error::Older { offered, held: self.generation() });
+        }
+        for body in assignment.bodies {
+            if hash_of(&body.json) != body.hash {
+                return Err(Error::WrongHash { hash: body.hash });
+            }
+            self.waiting.insert(body.hash, body.json);
+        }
+        let mut steps = Vec::with_capacity(assignment.steps.len());
+        let mut missing = BTreeSet::new();
+        for step in assignment.steps {
+            let id = step_id(&step.pipeline, &step.step)?;
+            match self.body(&step.hash) {
+                Some(body) => steps.push(KeptStep { id, body: body.to_owned(), hash: step.hash }),
+                None => {
+                    missing.insert(step.hash);
+                }
+            }
+        }
+        if !missing.is_empty() {
+            return Ok(Verdict::Wait(missing.len()));
+        }
+        let plans = self.plans(&steps)?;
+        let kept = Kept { generation: offered, cluster: self.cluster.clone(), steps };
+        self.waiting.clear();
+        if self.running && self.held.as_ref() == Some(&kept) {
+            return Ok(Verdict::Nothing);
+        }
+        self.running = true;
+        self.held = Some(kept.clone());
+        Ok(Verdict::Run(Taken { kept, steps: plans }))
+    }
+
+    fn body(&self, hash: &str) -> Option<&str> {
+        let held = self.held.iter().flat_map(|kept| &kept.steps).find(|step| step.hash == hash);
+        held.map(|step| step.body.as_str()).or_else(|| self.waiting.get(hash).map(String::as_str))
+    }
+
+    /// Reads the bodies of the steps that this instance is to run.
+    fn plans(&self, steps: &[KeptStep]) -> Result<Vec<StepPlan>, Error> {
+        let served = steps.iter().filter(|step| self.serve.is_empty() || self.serve.contains(&step.id));
+        served
+            .map(|step| {
+                let plan: StepPlan =
+                    serde_json::from_str(&step.body).map_err(|source| Error::Body { step: step.id.clone(), source })?;
+                if plan.id != step.id || plan.module != self.module {
+                    return Err(Error::OtherStep { step: step.id.clone(), found: plan.id, module: plan.module });
+                }
+                Ok(plan)
+            })
+            .collect()
+    }
+}
+
+/// SHA-256 of a body, in hex.
+#[must_use]
+pub fn hash_of(body: &str) -> String {
+    Sha256::digest(body.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn step_id(pipeline: &str, step: &str) -> Result<StepId, Error> {
+    let wrong = |source| Error::Name { pipeline: pipeline.to_owned(), step: step.to_owned(), source };
+    Ok(StepId::new(PipelineName::new(pipeline).map_err(wrong)?, StepName::new(step).map_err(wrong)?))
+}

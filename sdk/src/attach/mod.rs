@@ -1,0 +1,35 @@
+//! The instance and its engines: who it is, what it was told to do, and the
+//! sessions in which it learns of changes and reports.
+//!
+//! ```text
+//! slot    which instance this process is, by a file lock held for its life
+//! kept    the assignment on disk, so that a restart needs no engine
+//! ledger  which assignment is taken: pure, no IO
+//! client  one session with every engine
+//! ```
+//!
+//! Knows the gateway's messages; knows nothing of records. What runs the steps
+//! stands behind [`Runs`].
+
+pub mod client;
+pub mod kept;
+pub mod ledger;
+pub mod slot;
+
+use pipedoc_model::names::Generation;
+use pipedoc_model::step::StepPlan;
+use pipedoc_proto::v1;
+
+pub use client::{AttachConfig, attach};
+pub use kept::{Kept, KeptFile};
+pub use slot::Slot;
+
+/// What runs the steps of an assignment.
+pub trait Runs: Send + Sync + 'static {
+    /// Makes what runs agree with these steps, in the background: steps whose
+    /// plan has not changed go on untouched, those that are missing stop.
+    fn apply(&self, generation: Generation, steps: Vec<StepPlan>);
+
+    /// How each step is doing.
+    fn reports(&self) -> Vec<v1::StepReport>;
+}

@@ -1,0 +1,12 @@
+//! What the tests of the SDK's surface share.
+
+use std::time::{Duration, Instant};
+
+/// Waits until something holds, for ten seconds at most.
+pub async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !holds() {
+        assert!(Instant::now() < deadline, "not in time: {what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}

@@ -1,0 +1,340 @@
+//! The instance and its engines: slots, sessions with a fake engine, the
+//! assignment on disk.
+
+mod surface;
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::Stream;
+use parking_lot::Mutex;
+use pipedoc_model::names::{ClusterName, Generation, ModuleName, StepId};
+use pipedoc_model::step::{ControlState, Delivery, Hydration, OnExhausted, Ordering, Retries, StepPlan, StepType};
+use pipedoc_proto::v1;
+use pipedoc_proto::v1::module_gateway_server::{ModuleGateway, ModuleGatewayServer};
+use pipedoc_sdk::attach::ledger::hash_of;
+use pipedoc_sdk::attach::{AttachConfig, KeptFile, Runs, Slot, attach};
+use tokio::sync::mpsc;
+use tokio_stream::StreamExt;
+use tokio_stream::wrappers::UnboundedReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::server::TcpIncoming;
+use tonic::{Request, Response, Status, Streaming};
+
+fn module() -> ModuleName {
+    ModuleName::new("parser").unwrap()
+}
+
+#[test]
+fn surface_two_instances_never_share_a_slot_and_a_restarted_one_finds_its_own() {
+    let data = tempfile::tempdir().unwrap();
+    let first = Slot::take(data.path(), &module()).unwrap();
+    let second = Slot::take(data.path(), &module()).unwrap();
+    assert_eq!((first.number(), second.number()), (0, 1));
+    assert_ne!(first.id(), second.id());
+    assert_ne!(first.folder(), second.folder());
+    let other = Slot::take(data.path(), &ModuleName::new("chunker").unwrap()).unwrap();
+    assert_eq!(other.number(), 0, "another module has slots of its own");
+
+    let (number, id) = (first.number(), first.id());
+    drop(first);
+    let again = Slot::take(data.path(), &module()).unwrap();
+    assert_eq!((again.number(), again.id()), (number, id));
+    assert_eq!(Slot::take(data.path(), &module()).unwrap().number(), 2);
+}
+
+#[test]
+fn surface_a_data_folder_that_cannot_be_made_is_named() {
+    let data = tempfile::tempdir().unwrap();
+    let file = data.path().join("file");
+    std::fs::write(&file, "").unwrap();
+    let error = Slot::take(&file, &module()).unwrap_err().to_string();
+    assert!(error.contains("file/instances/parser/0") && error.contains("--data"), "{error}");
+}
+
+/// An engine that says what a test tells it to say.
+#[derive(Clone)]
+struct FakeEngine(Arc<Said>);
+
+#[derive(Default)]
+struct Said {
+    reports: Mutex<Vec<v1::InstanceReport>>,
+    sessions: Mutex<Vec<mpsc::UnboundedSender<Result<v1::GatewayMessage, Status>>>>,
+}
+
+impl FakeEngine {
+    fn send(&self, assignment: v1::Assignment) {
+        let message = v1::GatewayMessage { kind: Some(v1::gateway_message::Kind::Assignment(assignment)) };
+        let sessions = self.0.sessions.lock();
+        sessions.last().expect("somebody is attached").send(Ok(message)).expect("the session is open");
+    }
+
+    fn attached(&self) -> usize {
+        self.0.sessions.lock().len()
+    }
+
+    fn last_report(&self) -> v1::InstanceReport {
+        self.0.reports.lock().last().cloned().unwrap_or_default()
+    }
+}
+
+#[tonic::async_trait]
+impl ModuleGateway for FakeEngine {
+    type AttachStream = Pin<Box<dyn Stream<Item = Result<v1::GatewayMessage, Status>> + Send>>;
+
+    async fn attach(
+        &self,
+        request: Request<Streaming<v1::InstanceReport>>,
+    ) -> Result<Response<Self::AttachStream>, Status> {
+        let mut reports = request.into_inner();
+        let first = reports.message().await?.expect("a session begins with a report");
+        self.0.reports.lock().push(first);
+        let (messages, outgoing) = mpsc::unbounded_channel();
+        self.0.sessions.lock().push(messages);
+        let said = Arc::clone(&self.0);
+        tokio::spawn(async move {
+            while let Some(Ok(report)) = reports.next().await {
+                said.reports.lock().push(report);
+            }
+        });
+        Ok(Response::new(Box::pin(UnboundedReceiverStream::new(outgoing))))
+    }
+}
+
+/// Serves the engine on an address until the token is cancelled, connections
+/// included.
+async fn serve(engine: &FakeEngine, address: &str, stop: CancellationToken) -> String {
+    let listener = tokio::net::TcpListener::bind(address).await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let server = tonic::transport::Server::builder()
+        .add_service(ModuleGatewayServer::new(engine.clone()))
+        .serve_with_incoming(TcpIncoming::from(listener));
+    tokio::spawn(async move { stop.run_until_cancelled(server).await });
+    address
+}
+
+/// Remembers what it was told to run.
+#[derive(Default)]
+struct FakeRuntime(Mutex<Vec<(Generation, Vec<String>)>>);
+
+impl Runs for FakeRuntime {
+    fn apply(&self, generation: Generation, steps: Vec<StepPlan>) {
+        self.0.lock().push((generation, steps.iter().map(|step| step.id.to_string()).collect()));
+    }
+
+    fn reports(&self) -> Vec<v1::StepReport> {
+        let applied = self.0.lock();
+        let steps = applied.last().map(|(_, steps)| steps.clone()).unwrap_or_default();
+        steps.into_iter().map(|step| v1::StepReport { step, ..Default::default() }).collect()
+    }
+}
+
+impl FakeRuntime {
+    fn generations(&self) -> Vec<u64> {
+        self.0.lock().iter().map(|(generation, _)| generation.0).collect()
+    }
+}
+
+struct Instance {
+    runtime: Arc<FakeRuntime>,
+    stop: CancellationToken,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Instance {
+    fn start(folder: &Path, engine: &str, adjust: impl FnOnce(&mut AttachConfig)) -> Self {
+        let runtime = Arc::new(FakeRuntime::default());
+        let stop = CancellationToken::new();
+        let registration = v1::ServiceRegistration { module: "parser".into(), ..Default::default() };
+        let mut config = AttachConfig::new(ClusterName::new("local").unwrap(), module(), registration, "me");
+        config.engines = vec![format!("http://{engine}")];
+        config.report_every = Duration::from_millis(20);
+        config.disk_after = Duration::from_secs(60);
+        adjust(&mut config);
+        let work = attach(config, KeptFile::in_folder(folder), Arc::<FakeRuntime>::clone(&runtime), stop.clone());
+        Self { runtime, stop, task: tokio::spawn(work) }
+    }
+
+    async fn stop(self) {
+        self.stop.cancel();
+        self.task.await.unwrap();
+    }
+}
+
+fn step(name: &str) -> StepId {
+    StepId::new("library".parse().unwrap(), name.parse().unwrap())
+}
+
+fn body(name: &str) -> v1::StepBody {
+    let cluster = ClusterName::new("local").unwrap();
+    let id = step(name);
+    let plan = StepPlan {
+        step_type: StepType::Pipeline,
+        module: module(),
+        group: id.group(&cluster),
+        inputs: Vec::new(),
+        dead_letters: id.dead_letter_topic(&cluster),
+        state: None,
+        outputs: Vec::new(),
+        allowed_topics: Vec::new(),
+        config: serde_json::json!({"key": "${env:KEY}"}),
+        control: ControlState::Running,
+        delivery: Delivery::AtLeastOnce,
+        ordering: Ordering::Key,
+        concurrency: 0,
+        batch: None,
+        retries: Retries::default(),
+        on_exhausted: OnExhausted::DeadLetter,
+        timeout: Duration::from_secs(60),
+        revoke_grace: Duration::from_secs(5),
+        max_hops: None,
+        claim_threshold: 1 << 19,
+        hydration: Hydration::Eager,
+        hydrate_max: 1 << 26,
+        consumer_settings: Default::default(),
+        producer_settings: Default::default(),
+        id,
+        cluster,
+    };
+    let json = serde_json::to_string(&plan).unwrap();
+    v1::StepBody { hash: hash_of(&json), json }
+}
+
+/// An assignment of these steps, with the bodies of those in `sent`.
+fn assignment(generation: u64, steps: &[&str], sent: &[&str]) -> v1::Assignment {
+    let assigned =
+        |name: &&str| v1::AssignedStep { pipeline: "library".into(), step: (*name).into(), hash: body(name).hash };
+    v1::Assignment {
+        generation,
+        steps: steps.iter().map(assigned).collect(),
+        bodies: sent.iter().map(|name| body(name)).collect(),
+        cluster: "local".into(),
+    }
+}
+
+fn fake_engine() -> FakeEngine {
+    FakeEngine(Arc::default())
+}
+
+#[tokio::test]
+async fn surface_an_assignment_is_taken_when_all_its_bodies_are_there() {
+    let folder = tempfile::tempdir().unwrap();
+    let engine = fake_engine();
+    let address = serve(&engine, "127.0.0.1:0", CancellationToken::new()).await;
+    let instance = Instance::start(folder.path(), &address, |config| config.endpoint = "http://here:1".into());
+    surface::eventually("attached", || engine.attached() == 1).await;
+    let first = engine.last_report();
+    assert_eq!((first.instance_id.as_str(), first.generation, first.endpoint.as_str()), ("me", 0, "http://here:1"));
+    assert_eq!(first.registration.unwrap().module, "parser");
+
+    engine.send(assignment(3, &["parse", "scan"], &["parse"]));
+    let held = [body("parse").hash];
+    surface::eventually("the body that came is reported", || engine.last_report().held_hashes == held).await;
+    assert_eq!(instance.runtime.generations(), [] as [u64; 0], "nothing runs by halves");
+
+    engine.send(assignment(3, &["parse", "scan"], &["scan"]));
+    surface::eventually("it runs", || instance.runtime.generations() == [3]).await;
+    assert_eq!(instance.runtime.0.lock()[0].1, ["library/parse", "library/scan"]);
+    surface::eventually("it is reported", || engine.last_report().generation == 3).await;
+    let report = engine.last_report();
+    assert_eq!((report.held_hashes.len(), report.steps.len(), report.from_disk), (2, 2, false));
+
+    // Bodies that the instance holds need not come again.
+    engine.send(assignment(4, &["scan"], &[]));
+    surface::eventually("the newer runs", || instance.runtime.generations() == [3, 4]).await;
+    let kept = std::fs::read_to_string(KeptFile::in_folder(folder.path()).path()).unwrap();
+    assert!(kept.contains("${env:KEY}"), "secrets are kept unexpanded: {kept}");
+    instance.stop().await;
+}
+
+#[tokio::test]
+async fn surface_older_generations_other_clusters_and_wrong_bodies_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let engine = fake_engine();
+    let address = serve(&engine, "127.0.0.1:0", CancellationToken::new()).await;
+    let instance = Instance::start(folder.path(), &address, |_| {});
+    surface::eventually("attached", || engine.attached() == 1).await;
+    engine.send(assignment(5, &["parse"], &["parse"]));
+    surface::eventually("it runs", || instance.runtime.generations() == [5]).await;
+
+    let older = assignment(4, &[], &[]);
+    let foreign = v1::Assignment { cluster: "other".into(), ..assignment(6, &[], &[]) };
+    let mut forged = assignment(6, &["scan"], &["scan"]);
+    forged.bodies[0].json.push(' ');
+    let swapped = v1::Assignment { bodies: vec![body("scan")], ..assignment(6, &["parse"], &[]) };
+    let swapped = v1::Assignment {
+        steps: vec![v1::AssignedStep { hash: body("scan").hash, ..swapped.steps[0].clone() }],
+        ..swapped
+    };
+    let cases = [
+        (older, "generation 4 is older than 5"),
+        (foreign, "for cluster \"other\""),
+        (forged, "does not have the hash"),
+        (swapped, "the body of step library/parse is that of library/scan"),
+    ];
+    for (assignment, reason) in cases {
+        engine.send(assignment);
+        surface::eventually(reason, || engine.last_report().refusals.iter().any(|said| said.contains(reason))).await;
+    }
+    assert_eq!(instance.runtime.generations(), [5], "what ran goes on");
+    engine.send(assignment(6, &["parse"], &[]));
+    surface::eventually("a good one is taken", || instance.runtime.generations() == [5, 6]).await;
+    surface::eventually("and nothing is refused any more", || engine.last_report().refusals.is_empty()).await;
+    instance.stop().await;
+}
+
+#[tokio::test]
+async fn surface_the_kept_assignment_runs_when_no_engine_answers_until_one_does() {
+    let folder = tempfile::tempdir().unwrap();
+    let engine = fake_engine();
+    let stop = CancellationToken::new();
+    let address = serve(&engine, "127.0.0.1:0", stop.clone()).await;
+    let instance = Instance::start(folder.path(), &address, |_| {});
+    surface::eventually("attached", || engine.attached() == 1).await;
+    engine.send(assignment(7, &["parse", "scan"], &["parse", "scan"]));
+    surface::eventually("it runs", || instance.runtime.generations() == [7]).await;
+    instance.stop().await;
+    stop.cancel();
+
+    // Nobody listens there now.
+    let restarted = Instance::start(folder.path(), &address, |config| {
+        config.disk_after = Duration::from_millis(50);
+        config.serve = BTreeSet::from([step("scan")]);
+    });
+    surface::eventually("what was kept runs", || restarted.runtime.generations() == [7]).await;
+    assert_eq!(restarted.runtime.0.lock()[0].1, ["library/scan"], "narrowed to what it serves");
+
+    let engine = fake_engine();
+    let stop = CancellationToken::new();
+    serve(&engine, &address, stop.clone()).await;
+    surface::eventually("it attaches again", || engine.attached() == 1).await;
+    let report = engine.last_report();
+    assert_eq!((report.generation, report.from_disk, report.held_hashes.len()), (7, true, 2));
+    assert_eq!(report.serve, ["library/scan"]);
+    engine.send(assignment(6, &[], &[]));
+    surface::eventually("older than what is on disk", || engine.last_report().refusals.len() == 1).await;
+    engine.send(assignment(8, &["scan"], &[]));
+    surface::eventually("the newer takes over", || restarted.runtime.generations() == [7, 8]).await;
+    surface::eventually("and is not from disk", || !engine.last_report().from_disk).await;
+    restarted.stop().await;
+    stop.cancel();
+}
+
+#[tokio::test]
+async fn surface_a_spoiled_kept_assignment_is_not_run() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = KeptFile::in_folder(folder.path());
+    std::fs::write(file.path(), "{\"generation\": 1,").unwrap();
+    assert!(file.load().is_err());
+    let engine = fake_engine();
+    let address = serve(&engine, "127.0.0.1:0", CancellationToken::new()).await;
+    let instance = Instance::start(folder.path(), &address, |config| config.disk_after = Duration::ZERO);
+    surface::eventually("attached", || engine.attached() == 1).await;
+    engine.send(assignment(1, &["parse"], &["parse"]));
+    surface::eventually("the engine's runs", || instance.runtime.generations() == [1]).await;
+    assert_eq!(file.load().unwrap().unwrap().generation, Generation(1), "and is kept in its place");
+    instance.stop().await;
+}
