@@ -34,6 +34,7 @@
 //! ```
 
 pub mod attach;
+pub mod check;
 pub mod connector;
 pub mod error;
 pub mod event;
@@ -48,4 +49,5 @@ pub mod testing;
 pub mod units;
 
 // What authors need of other crates, so that their Cargo.toml names the SDK alone.
+pub use check::check;
 pub use {bytes, pipedoc_model as model, pipedoc_proto as proto, schemars, serde, serde_json, tokio, tower};

@@ -75,15 +75,24 @@ pub struct TelemetryConfig {
     /// How lines are written. Default: text.
     pub format: Format,
     /// Which lines and spans are taken; none: what [`FILTER_VARIABLE`] says, else
-    /// [`DEFAULT_FILTER`].
+    /// `default_filter`.
     pub filter: Option<String>,
+    /// The filter where nobody gives one. Default: [`DEFAULT_FILTER`].
+    pub default_filter: &'static str,
 }
 
 impl TelemetryConfig {
     /// The defaults, under this name.
     #[must_use]
     pub fn new(service: impl Into<String>) -> Self {
-        Self { service: service.into(), format: Format::Text, filter: None }
+        Self { service: service.into(), format: Format::Text, filter: None, default_filter: DEFAULT_FILTER }
+    }
+
+    /// For a command that shows its progress itself: warnings only, unless the
+    /// filter says otherwise.
+    #[must_use]
+    pub fn quiet(service: impl Into<String>) -> Self {
+        Self { default_filter: "warn", ..Self::new(service) }
     }
 }
 
@@ -107,11 +116,12 @@ impl Drop for Guard {
 ///
 /// # Errors
 /// When the filter cannot be read, or the process was set up already.
-pub fn init(config: TelemetryConfig) -> Result<Guard, Error> {
+pub fn init(config: &TelemetryConfig) -> Result<Guard, Error> {
     let filter = config
         .filter
+        .clone()
         .or_else(|| std::env::var(FILTER_VARIABLE).ok().filter(|filter| !filter.trim().is_empty()))
-        .unwrap_or_else(|| DEFAULT_FILTER.to_owned());
+        .unwrap_or_else(|| config.default_filter.to_owned());
     let env_filter = EnvFilter::try_new(&filter).map_err(|source| Error::Filter { filter: filter.clone(), source })?;
     let (provider, traces) = trace_layer(&config.service);
     let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
