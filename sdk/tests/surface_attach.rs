@@ -5,28 +5,17 @@ mod surface;
 
 use std::collections::BTreeSet;
 use std::path::Path;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::Stream;
 use parking_lot::Mutex;
-use pipedoc_model::names::{ClusterName, Generation, ModuleName, StepId};
-use pipedoc_model::step::{ControlState, Delivery, Hydration, OnExhausted, Ordering, Retries, StepPlan, StepType};
+use pipedoc_model::names::{ClusterName, Generation, ModuleName};
+use pipedoc_model::step::StepPlan;
 use pipedoc_proto::v1;
-use pipedoc_proto::v1::module_gateway_server::{ModuleGateway, ModuleGatewayServer};
-use pipedoc_sdk::attach::ledger::hash_of;
 use pipedoc_sdk::attach::{AttachConfig, KeptFile, Runs, Slot, attach};
-use tokio::sync::mpsc;
-use tokio_stream::StreamExt;
-use tokio_stream::wrappers::UnboundedReceiverStream;
+use surface::engine::{FakeEngine, serve};
+use surface::plans::{assignment, body, module, step};
 use tokio_util::sync::CancellationToken;
-use tonic::transport::server::TcpIncoming;
-use tonic::{Request, Response, Status, Streaming};
-
-fn module() -> ModuleName {
-    ModuleName::new("parser").unwrap()
-}
 
 #[test]
 fn surface_two_instances_never_share_a_slot_and_a_restarted_one_finds_its_own() {
@@ -53,67 +42,6 @@ fn surface_a_data_folder_that_cannot_be_made_is_named() {
     std::fs::write(&file, "").unwrap();
     let error = Slot::take(&file, &module()).unwrap_err().to_string();
     assert!(error.contains("file/instances/parser/0") && error.contains("--data"), "{error}");
-}
-
-/// An engine that says what a test tells it to say.
-#[derive(Clone)]
-struct FakeEngine(Arc<Said>);
-
-#[derive(Default)]
-struct Said {
-    reports: Mutex<Vec<v1::InstanceReport>>,
-    sessions: Mutex<Vec<mpsc::UnboundedSender<Result<v1::GatewayMessage, Status>>>>,
-}
-
-impl FakeEngine {
-    fn send(&self, assignment: v1::Assignment) {
-        let message = v1::GatewayMessage { kind: Some(v1::gateway_message::Kind::Assignment(assignment)) };
-        let sessions = self.0.sessions.lock();
-        sessions.last().expect("somebody is attached").send(Ok(message)).expect("the session is open");
-    }
-
-    fn attached(&self) -> usize {
-        self.0.sessions.lock().len()
-    }
-
-    fn last_report(&self) -> v1::InstanceReport {
-        self.0.reports.lock().last().cloned().unwrap_or_default()
-    }
-}
-
-#[tonic::async_trait]
-impl ModuleGateway for FakeEngine {
-    type AttachStream = Pin<Box<dyn Stream<Item = Result<v1::GatewayMessage, Status>> + Send>>;
-
-    async fn attach(
-        &self,
-        request: Request<Streaming<v1::InstanceReport>>,
-    ) -> Result<Response<Self::AttachStream>, Status> {
-        let mut reports = request.into_inner();
-        let first = reports.message().await?.expect("a session begins with a report");
-        self.0.reports.lock().push(first);
-        let (messages, outgoing) = mpsc::unbounded_channel();
-        self.0.sessions.lock().push(messages);
-        let said = Arc::clone(&self.0);
-        tokio::spawn(async move {
-            while let Some(Ok(report)) = reports.next().await {
-                said.reports.lock().push(report);
-            }
-        });
-        Ok(Response::new(Box::pin(UnboundedReceiverStream::new(outgoing))))
-    }
-}
-
-/// Serves the engine on an address until the token is cancelled, connections
-/// included.
-async fn serve(engine: &FakeEngine, address: &str, stop: CancellationToken) -> String {
-    let listener = tokio::net::TcpListener::bind(address).await.unwrap();
-    let address = listener.local_addr().unwrap().to_string();
-    let server = tonic::transport::Server::builder()
-        .add_service(ModuleGatewayServer::new(engine.clone()))
-        .serve_with_incoming(TcpIncoming::from(listener));
-    tokio::spawn(async move { stop.run_until_cancelled(server).await });
-    address
 }
 
 /// Remembers what it was told to run.
@@ -164,65 +92,10 @@ impl Instance {
     }
 }
 
-fn step(name: &str) -> StepId {
-    StepId::new("library".parse().unwrap(), name.parse().unwrap())
-}
-
-fn body(name: &str) -> v1::StepBody {
-    let cluster = ClusterName::new("local").unwrap();
-    let id = step(name);
-    let plan = StepPlan {
-        step_type: StepType::Pipeline,
-        module: module(),
-        group: id.group(&cluster),
-        inputs: Vec::new(),
-        dead_letters: id.dead_letter_topic(&cluster),
-        state: None,
-        outputs: Vec::new(),
-        allowed_topics: Vec::new(),
-        config: serde_json::json!({"key": "${env:KEY}"}),
-        control: ControlState::Running,
-        delivery: Delivery::AtLeastOnce,
-        ordering: Ordering::Key,
-        concurrency: 0,
-        batch: None,
-        retries: Retries::default(),
-        on_exhausted: OnExhausted::DeadLetter,
-        timeout: Duration::from_secs(60),
-        revoke_grace: Duration::from_secs(5),
-        max_hops: None,
-        claim_threshold: 1 << 19,
-        hydration: Hydration::Eager,
-        hydrate_max: 1 << 26,
-        consumer_settings: Default::default(),
-        producer_settings: Default::default(),
-        id,
-        cluster,
-    };
-    let json = serde_json::to_string(&plan).unwrap();
-    v1::StepBody { hash: hash_of(&json), json }
-}
-
-/// An assignment of these steps, with the bodies of those in `sent`.
-fn assignment(generation: u64, steps: &[&str], sent: &[&str]) -> v1::Assignment {
-    let assigned =
-        |name: &&str| v1::AssignedStep { pipeline: "library".into(), step: (*name).into(), hash: body(name).hash };
-    v1::Assignment {
-        generation,
-        steps: steps.iter().map(assigned).collect(),
-        bodies: sent.iter().map(|name| body(name)).collect(),
-        cluster: "local".into(),
-    }
-}
-
-fn fake_engine() -> FakeEngine {
-    FakeEngine(Arc::default())
-}
-
 #[tokio::test]
 async fn surface_an_assignment_is_taken_when_all_its_bodies_are_there() {
     let folder = tempfile::tempdir().unwrap();
-    let engine = fake_engine();
+    let engine = FakeEngine::default();
     let address = serve(&engine, "127.0.0.1:0", CancellationToken::new()).await;
     let instance = Instance::start(folder.path(), &address, |config| config.endpoint = "http://here:1".into());
     surface::eventually("attached", || engine.attached() == 1).await;
@@ -253,7 +126,7 @@ async fn surface_an_assignment_is_taken_when_all_its_bodies_are_there() {
 #[tokio::test]
 async fn surface_older_generations_other_clusters_and_wrong_bodies_are_refused() {
     let folder = tempfile::tempdir().unwrap();
-    let engine = fake_engine();
+    let engine = FakeEngine::default();
     let address = serve(&engine, "127.0.0.1:0", CancellationToken::new()).await;
     let instance = Instance::start(folder.path(), &address, |_| {});
     surface::eventually("attached", || engine.attached() == 1).await;
@@ -289,7 +162,7 @@ async fn surface_older_generations_other_clusters_and_wrong_bodies_are_refused()
 #[tokio::test]
 async fn surface_the_kept_assignment_runs_when_no_engine_answers_until_one_does() {
     let folder = tempfile::tempdir().unwrap();
-    let engine = fake_engine();
+    let engine = FakeEngine::default();
     let stop = CancellationToken::new();
     let address = serve(&engine, "127.0.0.1:0", stop.clone()).await;
     let instance = Instance::start(folder.path(), &address, |_| {});
@@ -307,7 +180,7 @@ async fn surface_the_kept_assignment_runs_when_no_engine_answers_until_one_does(
     surface::eventually("what was kept runs", || restarted.runtime.generations() == [7]).await;
     assert_eq!(restarted.runtime.0.lock()[0].1, ["library/scan"], "narrowed to what it serves");
 
-    let engine = fake_engine();
+    let engine = FakeEngine::default();
     let stop = CancellationToken::new();
     serve(&engine, &address, stop.clone()).await;
     surface::eventually("it attaches again", || engine.attached() == 1).await;
@@ -329,7 +202,7 @@ async fn surface_a_spoiled_kept_assignment_is_not_run() {
     let file = KeptFile::in_folder(folder.path());
     std::fs::write(file.path(), "{\"generation\": 1,").unwrap();
     assert!(file.load().is_err());
-    let engine = fake_engine();
+    let engine = FakeEngine::default();
     let address = serve(&engine, "127.0.0.1:0", CancellationToken::new()).await;
     let instance = Instance::start(folder.path(), &address, |config| config.disk_after = Duration::ZERO);
     surface::eventually("attached", || engine.attached() == 1).await;

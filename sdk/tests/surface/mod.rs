@@ -1,5 +1,10 @@
 //! What the tests of the SDK's surface share.
 
+#![allow(dead_code, reason = "no test uses all of it")]
+
+pub mod engine;
+pub mod plans;
+
 use std::time::{Duration, Instant};
 
 /// Waits until something holds, for ten seconds at most.

@@ -1,0 +1,79 @@
+//! An engine that says what a test tells it to say.
+
+use std::pin::Pin;
+use std::sync::Arc;
+
+use futures::Stream;
+use parking_lot::Mutex;
+use pipedoc_proto::v1;
+use pipedoc_proto::v1::module_gateway_server::{ModuleGateway, ModuleGatewayServer};
+use tokio::sync::mpsc;
+use tokio_stream::StreamExt;
+use tokio_stream::wrappers::UnboundedReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::server::TcpIncoming;
+use tonic::{Request, Response, Status, Streaming};
+
+/// An engine that says what a test tells it to say.
+#[derive(Clone, Default)]
+pub struct FakeEngine(Arc<Said>);
+
+#[derive(Default)]
+struct Said {
+    reports: Mutex<Vec<v1::InstanceReport>>,
+    sessions: Mutex<Vec<mpsc::UnboundedSender<Result<v1::GatewayMessage, Status>>>>,
+}
+
+impl FakeEngine {
+    /// Sends an assignment to whoever attached last.
+    pub fn send(&self, assignment: v1::Assignment) {
+        let message = v1::GatewayMessage { kind: Some(v1::gateway_message::Kind::Assignment(assignment)) };
+        let sessions = self.0.sessions.lock();
+        sessions.last().expect("somebody is attached").send(Ok(message)).expect("the session is open");
+    }
+
+    /// How many sessions there were.
+    pub fn attached(&self) -> usize {
+        self.0.sessions.lock().len()
+    }
+
+    /// The newest report.
+    pub fn last_report(&self) -> v1::InstanceReport {
+        self.0.reports.lock().last().cloned().unwrap_or_default()
+    }
+}
+
+#[tonic::async_trait]
+impl ModuleGateway for FakeEngine {
+    type AttachStream = Pin<Box<dyn Stream<Item = Result<v1::GatewayMessage, Status>> + Send>>;
+
+    async fn attach(
+        &self,
+        request: Request<Streaming<v1::InstanceReport>>,
+    ) -> Result<Response<Self::AttachStream>, Status> {
+        let mut reports = request.into_inner();
+        let first = reports.message().await?.expect("a session begins with a report");
+        self.0.reports.lock().push(first);
+        let (messages, outgoing) = mpsc::unbounded_channel();
+        self.0.sessions.lock().push(messages);
+        let said = Arc::clone(&self.0);
+        tokio::spawn(async move {
+            while let Some(Ok(report)) = reports.next().await {
+                said.reports.lock().push(report);
+            }
+        });
+        Ok(Response::new(Box::pin(UnboundedReceiverStream::new(outgoing))))
+    }
+}
+
+/// Serves the engine on an address until the token is cancelled, connections
+/// included.
+pub async fn serve(engine: &FakeEngine, address: &str, stop: CancellationToken) -> String {
+    let listener = tokio::net::TcpListener::bind(address).await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let server = tonic::transport::Server::builder()
+        .add_service(ModuleGatewayServer::new(engine.clone()))
+        .serve_with_incoming(TcpIncoming::from(listener));
+    tokio::spawn(async move { stop.run_until_cancelled(server).await });
+    address
+}
