@@ -1,9 +1,11 @@
 //! What engine and SDK must agree on: names, headers, pipelines, plans,
 //! conditions, partitions. Pure: no IO, no clock, no async.
 
+pub mod condition;
 pub mod headers;
 pub mod names;
 pub mod partition;
 pub mod problem;
 pub mod registry;
 pub mod step;
+mod text;

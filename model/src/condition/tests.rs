@@ -1,0 +1,2 @@
+//! What expressions see and what is refused.
+use super::*;
