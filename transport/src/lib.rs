@@ -5,5 +5,6 @@
 //! or documents.
 
 pub mod error;
+pub mod kafka;
 pub mod log;
 pub mod size;

@@ -1,0 +1,98 @@
+//! Copies the records of a poll into one piece of memory.
+//!
+//! A message of librdkafka cannot outlive the poll, so one copy is forced. All of
+//! a batch goes into one allocation, of which the records are slices.
+
+use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use bytes::Bytes;
+use pipedoc_model::headers::Headers;
+use rdkafka::message::{BorrowedMessage, Headers as _, Message};
+
+use crate::log::Record;
+
+/// Records being collected.
+#[derive(Debug, Default)]
+pub(super) struct Collector {
+    memory: Vec<u8>,
+    records: Vec<Sketch>,
+    headers: Vec<(Range<usize>, Option<Range<usize>>)>,
+}
+
+/// A record whose parts are places in the memory.
+#[derive(Debug)]
+struct Sketch {
+    offset: i64,
+    timestamp: i64,
+    key: Option<Range<usize>>,
+    value: Option<Range<usize>>,
+    headers: Range<usize>,
+}
+
+impl Collector {
+    pub(super) fn len(&self) -> usize {
+        self.records.len()
+    }
+
+    /// Bytes collected so far.
+    pub(super) fn bytes(&self) -> usize {
+        self.memory.len()
+    }
+
+    /// Copies a message.
+    pub(super) fn push(&mut self, message: &BorrowedMessage<'_>) {
+        let key = message.key().map(|bytes| self.copy(bytes));
+        let value = message.payload().map(|bytes| self.copy(bytes));
+        let first = self.headers.len();
+        if let Some(headers) = message.headers() {
+            // rdkafka panics at a header name that is no UTF-8. Such a record must
+            // not end the consumer; what comes before that header is kept.
+            let copied = catch_unwind(AssertUnwindSafe(|| {
+                for header in headers.iter() {
+                    let name = self.copy(header.key.as_bytes());
+                    let value = header.value.map(|bytes| self.copy(bytes));
+                    self.headers.push((name, value));
+                }
+            }));
+            if copied.is_err() {
+                tracing::warn!(
+                    topic = message.topic(),
+                    partition = message.partition(),
+                    offset = message.offset(),
+                    "a record has a header whose name is no UTF-8; it and those after it are dropped"
+                );
+            }
+        }
+        self.records.push(Sketch {
+            offset: message.offset(),
+            timestamp: message.timestamp().to_millis().unwrap_or(-1),
+            key,
+            value,
+            headers: first..self.headers.len(),
+        });
+    }
+
+    /// The records; the collector is empty then.
+    pub(super) fn finish(&mut self) -> Vec<Record> {
+        let memory = Bytes::from(std::mem::take(&mut self.memory));
+        let slice = |range: &Range<usize>| memory.slice(range.clone());
+        let record = |sketch: Sketch| {
+            let mut headers = Headers::with_capacity(sketch.headers.len());
+            for (name, value) in self.headers.get(sketch.headers).unwrap_or_default() {
+                headers.append_shared(slice(name), value.as_ref().map(slice));
+            }
+            let (key, value) = (sketch.key.as_ref().map(slice), sketch.value.as_ref().map(slice));
+            Record { offset: sketch.offset, timestamp: sketch.timestamp, key, value, headers }
+        };
+        let records = std::mem::take(&mut self.records).into_iter().map(record).collect();
+        self.headers.clear();
+        records
+    }
+
+    fn copy(&mut self, bytes: &[u8]) -> Range<usize> {
+        let start = self.memory.len();
+        self.memory.extend_from_slice(bytes);
+        start..self.memory.len()
+    }
+}

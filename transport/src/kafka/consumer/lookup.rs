@@ -1,0 +1,87 @@
+//! Which topics a subscription means, looked up every few seconds.
+//!
+//! librdkafka could match patterns itself, but with other regular expressions
+//! than ours, and not without internal topics. So a group is always joined for
+//! explicit names, and only for topics that exist.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use pipedoc_model::names::Topic;
+use regex::Regex;
+
+use super::super::topics::{Listing, Topics};
+use super::shared::{Command, Shared};
+use crate::log::{Error, Result};
+
+/// How often it is looked up.
+const PERIOD: Duration = Duration::from_secs(4);
+
+/// How soon again after an error, or while a topic is awaited.
+const SOON: Duration = Duration::from_millis(500);
+
+/// A topic that was there is missed only when it is absent so many times in a row:
+/// a broker that has just started may not know all.
+const ABSENCES: u32 = 2;
+
+/// Names and patterns of a subscription.
+pub(super) struct Wanted {
+    topics: Vec<Topic>,
+    patterns: Vec<Regex>,
+}
+
+impl Wanted {
+    pub(super) fn new(topics: Vec<Topic>, patterns: &[Regex]) -> Result<Self> {
+        // Anchored to the whole name; `find` and a comparison would not do, as the
+        // first alternative that matches wins there.
+        let anchored = patterns.iter().map(|pattern| Regex::new(&format!("^(?:{})$", pattern.as_str())));
+        let patterns = anchored.collect::<Result<_, _>>().map_err(|_| Error::Misuse {
+            operation: "subscribing to a pattern",
+            reason: "it cannot be anchored to the whole name",
+        })?;
+        Ok(Self { topics, patterns })
+    }
+
+    fn matches(&self, topic: &Topic) -> bool {
+        self.topics.contains(topic)
+            || !topic.is_internal() && self.patterns.iter().any(|pattern| pattern.is_match(topic.as_str()))
+    }
+
+    /// Whether more topics may come soon.
+    fn awaits(&self, found: &Listing) -> bool {
+        self.topics.iter().any(|topic| !found.contains_key(topic))
+    }
+}
+
+/// Keeps a consumer subscribed to what it wants, until it is aborted.
+pub(super) async fn run(topics: Arc<Topics>, wanted: Wanted, shared: Arc<Shared>) {
+    let mut current: Option<Listing> = None;
+    let mut absences = 0;
+    loop {
+        // The first one fresh: the topic may just have been made.
+        let listing = match &current {
+            None => topics.list().await.map(Arc::new),
+            Some(_) => topics.listing().await,
+        };
+        let listing = match listing {
+            Ok(listing) => listing,
+            Err(error) => {
+                tracing::debug!(%error, "topics cannot be looked up");
+                tokio::time::sleep(SOON).await;
+                continue;
+            }
+        };
+        let found: Listing = listing.iter().filter(|(topic, _)| wanted.matches(topic)).map(|(t, n)| (t.clone(), *n)).collect();
+        let missed = current.as_ref().is_some_and(|current| current.keys().any(|topic| !found.contains_key(topic)));
+        absences = if missed { absences + 1 } else { 0 };
+        let same = current.as_ref().is_some_and(|current| current.keys().eq(found.keys()));
+        let awaits = wanted.awaits(&found);
+        if !same && (!missed || absences >= ABSENCES) {
+            shared.command(Command::Subscribe(found.clone()));
+            current = Some(found);
+        } else if current.is_none() {
+            current = Some(found);
+        }
+        tokio::time::sleep(if awaits || missed { SOON.max(PERIOD / 4) } else { PERIOD }).await;
+    }
+}

@@ -1,0 +1,540 @@
+//! The thread that polls: it alone reads librdkafka's queues and answers rebalances.
+//!
+//! ```text
+//! loop: commands ─ main queue ─ rebalance ─ one batch of each ready partition ─ park
+//! ```
+//!
+//! It parks when there is nothing to do and is woken by librdkafka when a queue
+//! gets its first entry, by the handle when it has room again or asks for
+//! something, and by a revocation that is dropped.
+//!
+//! A rebalance is answered when it can be: an assignment when the places to begin
+//! at are known, a revocation when the caller has let go of it. Meanwhile the
+//! loop goes on. (librdkafka itself hands out nothing new in that time; what had
+//! been read before goes its way.)
+
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
+use std::task::{Context, Poll, Wake, Waker};
+use std::thread::{self, Thread};
+use std::time::{Duration, Instant};
+
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
+use rdkafka::{Offset, TopicPartitionList};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::sync::oneshot;
+
+use super::super::failure::{Attempt, is_passing};
+use super::super::topics::Listing;
+use super::super::{KafkaLog, settings};
+use super::reading::{Read, Reading};
+use super::shared::{Command, Epoch, Item, PollerContext, Rebalance, Shared, give_up, take};
+use super::start;
+use crate::log::{
+    AssignedPartition, ConsumerConfig, Error, Result, Revocation, Start, Subscription, TopicPartition,
+};
+
+/// Longest time without a look at everything, should a wake-up get lost.
+const PARK: Duration = Duration::from_millis(250);
+
+/// How soon a step that failed for a passing reason is tried again.
+const AGAIN: Duration = Duration::from_millis(200);
+
+/// A poller that runs.
+pub(super) struct Started {
+    pub(super) client: Weak<BaseConsumer<PollerContext>>,
+    pub(super) items: UnboundedReceiver<Item>,
+    /// Resolves, with an error, when the thread has ended.
+    pub(super) ended: oneshot::Receiver<()>,
+}
+
+/// Starts the thread; returns when its client is made.
+pub(super) async fn start(log: &KafkaLog, config: ConsumerConfig, shared: Arc<Shared>) -> Result<Started> {
+    let (made, making) = oneshot::channel();
+    let (sender, items) = unbounded_channel();
+    let (ends, ended) = oneshot::channel();
+    let log = log.clone();
+    let run = move || {
+        let _ends: oneshot::Sender<()> = ends;
+        shared.poller_is(thread::current());
+        match Poller::new(&log, config, shared, sender) {
+            Ok(poller) => {
+                // Nobody is left to hear of it when the call was cancelled; the loop sees that it is closed.
+                if made.send(Ok(Arc::downgrade(&poller.client))).is_ok() {
+                    poller.run();
+                } else {
+                    poller.leave();
+                }
+            }
+            Err(error) => drop(made.send(Err(error))),
+        }
+    };
+    let spawned = thread::Builder::new().name("kafka-poller".to_owned()).spawn(run);
+    spawned.map_err(|error| Error::Backend {
+        operation: "starting a thread",
+        target: "this machine".to_owned(),
+        retryable: true,
+        source: Arc::new(error),
+    })?;
+    let client = making.await.map_err(|_| Error::Closed { what: "consumer" })??;
+    Ok(Started { client, items, ended })
+}
+
+struct Poller {
+    client: Arc<BaseConsumer<PollerContext>>,
+    shared: Arc<Shared>,
+    config: ConsumerConfig,
+    /// For calls of librdkafka that wait for the broker.
+    timeout: Duration,
+    items: UnboundedSender<Item>,
+    /// The main queue got an entry.
+    main_ready: Arc<AtomicBool>,
+    readings: Vec<Reading>,
+    /// Which partition is first in the next round.
+    turn: usize,
+    epoch: Epoch,
+    /// A rebalance that librdkafka awaits the answer of.
+    pending: Option<Pending>,
+    /// The topics as of the first look: where `Start::Latest` holds.
+    first_seen: Option<Listing>,
+    subscribed: Listing,
+    /// The caller does not call, so the group was left.
+    away: bool,
+    not_before: Instant,
+}
+
+/// A rebalance that librdkafka waits for the answer of.
+enum Pending {
+    Assign(TopicPartitionList),
+    Revoke { partitions: TopicPartitionList, released: oneshot::Receiver<()>, until: Instant, expired: Arc<AtomicBool> },
+}
+
+struct Unpark(Thread);
+
+impl Wake for Unpark {
+    fn wake(self: Arc<Self>) {
+        self.0.unpark();
+    }
+}
+
+impl Poller {
+    fn new(log: &KafkaLog, config: ConsumerConfig, shared: Arc<Shared>, items: UnboundedSender<Item>) -> Result<Self> {
+        let context = PollerContext {
+            contact: log.contact.clone(),
+            shared: shared.clone(),
+            rebalances: parking_lot::Mutex::default(),
+            ending: AtomicBool::new(false),
+        };
+        let mut client = client(log, &config, context)?;
+        let (main_ready, thread) = (Arc::new(AtomicBool::new(true)), thread::current());
+        let ready = main_ready.clone();
+        client.set_nonempty_callback(move || {
+            ready.store(true, Ordering::Release);
+            thread.unpark();
+        });
+        Ok(Self {
+            client: Arc::new(client),
+            shared,
+            config,
+            timeout: log.config.timeout,
+            items,
+            main_ready,
+            readings: Vec::new(),
+            turn: 0,
+            epoch: 0,
+            // Outside groups the assignment is not librdkafka's to give.
+            pending: None,
+            first_seen: None,
+            subscribed: Listing::new(),
+            away: false,
+            not_before: Instant::now(),
+        })
+    }
+
+    fn run(mut self) {
+        if matches!(self.config.subscription, Subscription::Assigned(_)) {
+            self.pending = Some(Pending::Assign(TopicPartitionList::new()));
+        }
+        while !self.shared.is_closed() {
+            self.serve_commands();
+            self.serve_main_queue();
+            self.serve_rebalance();
+            self.serve_gone_places();
+            self.watch_caller();
+            if !self.read() {
+                thread::park_timeout(PARK);
+            }
+        }
+        self.leave();
+    }
+
+    /// Leaves the group and ends the client.
+    fn leave(mut self) {
+        // The queues keep the client alive, and must not outlive its assignment.
+        self.readings.clear();
+        self.client.context().ending.store(true, Ordering::Release);
+        let noted: Vec<_> = self.client.context().rebalances.lock().drain(..).collect();
+        let answer = match self.pending.take() {
+            Some(Pending::Assign(_)) if self.in_group() => take(&self.client, &TopicPartitionList::new()),
+            Some(Pending::Assign(_)) | None => Ok(()),
+            Some(Pending::Revoke { partitions, .. }) => give_up(&self.client, &partitions),
+        };
+        let answers = noted.iter().map(|rebalance| match rebalance {
+            Rebalance::Assign(_) => take(&self.client, &TopicPartitionList::new()),
+            Rebalance::Revoke(partitions) => give_up(&self.client, partitions),
+        });
+        for error in std::iter::once(answer).chain(answers).filter_map(Result::err) {
+            tracing::debug!(%error, "leaving a group");
+        }
+        // A commit may still hold the client for a moment; who drops it last ends it.
+        let mut client = self.client;
+        let end = Instant::now() + self.timeout;
+        while let Err(shared) = Arc::try_unwrap(client) {
+            client = shared;
+            if Instant::now() > end {
+                break;
+            }
+            thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    fn in_group(&self) -> bool {
+        matches!(self.config.subscription, Subscription::Group { .. })
+    }
+
+    fn attempt<'a>(&'a self, operation: &'static str) -> Attempt<'a> {
+        Attempt::new(operation, &self.client.context().contact, self.timeout)
+    }
+
+    fn send(&self, item: Item) {
+        if matches!(item, Item::Records { .. }) {
+            self.shared.batch_sent();
+        }
+        // The handle may be gone; the loop sees that it is closed.
+        let _ = self.items.send(item);
+    }
+
+    fn next_epoch(&mut self) -> Epoch {
+        self.epoch += 1;
+        self.epoch
+    }
+
+    fn reading(&mut self, source: &TopicPartition) -> Option<&mut Reading> {
+        self.readings.iter_mut().find(|reading| reading.source == *source)
+    }
+
+    // Commands.
+
+    fn serve_commands(&mut self) {
+        while let Some(command) = self.shared.next_command() {
+            match command {
+                Command::Subscribe(topics) => {
+                    self.first_seen.get_or_insert_with(|| topics.clone());
+                    self.subscribed = topics;
+                    if !self.away {
+                        self.subscribe();
+                    }
+                }
+                Command::Seek { partition, to, done } => {
+                    let sought = self.seek(&partition, to);
+                    // The caller may have given up.
+                    let _ = done.send(sought);
+                }
+            }
+        }
+    }
+
+    fn subscribe(&self) {
+        if self.subscribed.is_empty() {
+            // Not even a member: a topic that is awaited does not need one.
+            self.client.unsubscribe();
+            return;
+        }
+        let names: Vec<&str> = self.subscribed.keys().map(AsRef::as_ref).collect();
+        if let Err(error) = self.client.subscribe(&names) {
+            self.send(Item::Failed(self.attempt("subscribing").failed(error)));
+        }
+    }
+
+    fn seek(&mut self, source: &TopicPartition, to: Start) -> Result<()> {
+        if self.reading(source).is_none() {
+            return Err(Error::Misuse { operation: "seek", reason: "the partition is not owned" });
+        }
+        let place = start::resolve(&self.client, source, to, self.timeout);
+        let place = place.map_err(|error| self.attempt("seeking").failed_on(&source.topic, error))?;
+        self.go_to(source, place)?;
+        let epoch = self.next_epoch();
+        if let Some(reading) = self.reading(source) {
+            reading.epoch = epoch;
+        }
+        self.shared.sought(source, epoch, place);
+        Ok(())
+    }
+
+    /// Tells librdkafka to read on elsewhere.
+    fn go_to(&mut self, source: &TopicPartition, place: i64) -> Result<()> {
+        let end = Instant::now() + self.timeout;
+        let offset = Offset::Offset(place);
+        // Right after an assignment the partition is not being fetched yet, and refuses.
+        while let Err(error) = self.client.seek(source.topic.as_str(), source.partition, offset, self.timeout) {
+            if Instant::now() > end || self.shared.is_closed() {
+                return Err(self.attempt("seeking").failed(error));
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
+        if let Some(reading) = self.reading(source) {
+            reading.go_on_at(place);
+        }
+        Ok(())
+    }
+
+    // Rebalances and errors.
+
+    fn serve_main_queue(&mut self) {
+        // A poll without timeout may consume one event and say nothing; hence several.
+        let polls = if self.main_ready.swap(false, Ordering::AcqRel) { 8 } else { 1 };
+        for _ in 0..polls {
+            match self.client.poll(Duration::ZERO) {
+                // Every partition has a queue of its own before it is fetched, so
+                // nothing but events comes here.
+                Some(Ok(_)) | None | Some(Err(KafkaError::PartitionEOF(_))) => {}
+                Some(Err(error)) => self.trouble(error),
+            }
+        }
+    }
+
+    fn trouble(&self, error: KafkaError) {
+        let fatal = matches!(error, KafkaError::MessageConsumptionFatal(_));
+        let forbidden = matches!(
+            error.rdkafka_error_code(),
+            Some(Code::TopicAuthorizationFailed | Code::GroupAuthorizationFailed | Code::Authentication)
+        );
+        if fatal || forbidden && self.in_group() {
+            let who = self.shared.who();
+            self.send(Item::Failed(self.attempt("reading").by(&who).failed(error)));
+        } else if error.rdkafka_error_code().is_none_or(|code| !is_passing(code)) {
+            tracing::debug!(%error, "kafka consumer");
+        }
+    }
+
+    fn serve_rebalance(&mut self) {
+        if self.pending.is_none() {
+            let next = self.client.context().rebalances.lock().pop_front();
+            match next {
+                Some(Rebalance::Assign(partitions)) => self.pending = Some(Pending::Assign(partitions)),
+                Some(Rebalance::Revoke(partitions)) => self.revoke(partitions),
+                None => {}
+            }
+        }
+        match self.pending.take() {
+            Some(Pending::Assign(partitions)) => self.assign(partitions),
+            Some(Pending::Revoke { partitions, released, until, expired }) => {
+                self.finish_revocation(partitions, released, until, expired);
+            }
+            None => {}
+        }
+    }
+
+    fn assign(&mut self, partitions: TopicPartitionList) {
+        if Instant::now() < self.not_before {
+            self.pending = Some(Pending::Assign(partitions));
+            return;
+        }
+        let places = match &self.config.subscription {
+            Subscription::Assigned(asked) => start::as_asked(&self.client, asked, self.timeout),
+            Subscription::Group { start, .. } => {
+                let seen = self.first_seen.as_ref();
+                // Partitions that came later begin at their start: nothing of them was missed by intent.
+                let rule = |source: &TopicPartition| match start {
+                    Start::Latest if seen.and_then(|seen| seen.get(&source.topic)).is_none_or(|n| source.partition >= *n) => {
+                        Start::Earliest
+                    }
+                    start => *start,
+                };
+                start::of_group(&self.client, &partitions, rule, self.timeout)
+            }
+        };
+        let places = places.and_then(|places| start::list(&places).map(|list| (places, list)));
+        match places {
+            Ok((places, list)) => self.begin(places, &list),
+            Err(error) => {
+                let error = self.attempt("asking where to begin").by(&self.shared.who()).failed(error);
+                if !error.is_retryable() {
+                    self.send(Item::Failed(error));
+                }
+                self.not_before = Instant::now() + AGAIN;
+                self.pending = Some(Pending::Assign(partitions));
+            }
+        }
+    }
+
+    /// Reads partitions from now on.
+    fn begin(&mut self, places: Vec<AssignedPartition>, list: &TopicPartitionList) {
+        let mut assigned = Vec::with_capacity(places.len());
+        for place in places {
+            let epoch = self.next_epoch();
+            let Some(reading) = Reading::split(&self.client, place.source.clone(), epoch, place.position) else { continue };
+            self.readings.push(reading);
+            assigned.push((place, epoch));
+        }
+        if !assigned.is_empty() {
+            self.send(Item::Assigned(assigned));
+        }
+        let taken = if self.in_group() { take(&self.client, list) } else { self.client.assign(list) };
+        if let Err(error) = taken {
+            self.send(Item::Failed(self.attempt("taking an assignment").failed(error)));
+        }
+    }
+
+    fn revoke(&mut self, partitions: TopicPartitionList) {
+        let sources = start::sources(&partitions);
+        // Dropped first: a queue that is kept would take the records of its partition when it comes back.
+        self.readings.retain(|reading| !sources.contains(&reading.source));
+        if self.away || sources.is_empty() || self.client.assignment_lost() {
+            self.shared.disown(&sources);
+            if !self.away && !sources.is_empty() {
+                self.send(Item::Lost(sources));
+            }
+            self.answer_revocation(&partitions);
+            return;
+        }
+        let (revocation, released) = Revocation::new(sources);
+        let expired = Arc::new(AtomicBool::new(false));
+        self.send(Item::Revoked { revocation, expired: expired.clone() });
+        let until = Instant::now() + self.shared.session_timeout;
+        self.pending = Some(Pending::Revoke { partitions, released, until, expired });
+    }
+
+    fn finish_revocation(
+        &mut self,
+        partitions: TopicPartitionList,
+        mut released: oneshot::Receiver<()>,
+        until: Instant,
+        expired: Arc<AtomicBool>,
+    ) {
+        let waker = Waker::from(Arc::new(Unpark(thread::current())));
+        let late = Instant::now() > until;
+        if Pin::new(&mut released).poll(&mut Context::from_waker(&waker)) == Poll::Pending && !late && !self.away {
+            self.pending = Some(Pending::Revoke { partitions, released, until, expired });
+            return;
+        }
+        expired.store(true, Ordering::Release);
+        self.shared.disown(&start::sources(&partitions));
+        self.answer_revocation(&partitions);
+    }
+
+    fn answer_revocation(&self, partitions: &TopicPartitionList) {
+        if let Err(error) = give_up(&self.client, partitions) {
+            tracing::warn!(%error, "giving up partitions");
+        }
+    }
+
+    /// Leaves the group when nobody calls `next`, and comes back when somebody does.
+    fn watch_caller(&mut self) {
+        if !self.in_group() {
+            return;
+        }
+        let away = self.shared.caller_is_away();
+        if away && !self.away {
+            tracing::warn!(who = %self.shared.who(), "left its group: it does not ask for records");
+            let lost: Vec<_> = self.readings.drain(..).map(|reading| reading.source).collect();
+            self.shared.disown(&lost);
+            if !lost.is_empty() {
+                self.send(Item::Lost(lost));
+            }
+            self.client.unsubscribe();
+        } else if !away && self.away {
+            self.subscribe();
+        }
+        self.away = away;
+    }
+
+    // Records.
+
+    /// Reads a batch of each partition that has something; false when none had.
+    fn read(&mut self) -> bool {
+        let count = self.readings.len();
+        let mut any = false;
+        for place in 0..count {
+            if !self.shared.has_room() {
+                break;
+            }
+            let index = (self.turn + place) % count;
+            let Some(reading) = self.readings.get_mut(index) else { continue };
+            if reading.gone || self.shared.is_paused(&reading.source) || !reading.is_ready() {
+                continue;
+            }
+            let read = reading.read(&self.config, |item| {
+                if matches!(item, Item::Records { .. }) {
+                    self.shared.batch_sent();
+                }
+                let _ = self.items.send(item);
+            });
+            any = true;
+            match read {
+                Read::Empty | Read::More => {}
+                Read::End => self.end_of(index),
+                Read::Trouble(error) => self.trouble(error),
+            }
+        }
+        self.turn = self.turn.wrapping_add(1);
+        any
+    }
+
+    /// The end of a partition came out of its queue.
+    fn end_of(&mut self, index: usize) {
+        let positions = self.client.position();
+        let Some(reading) = self.readings.get_mut(index) else { return };
+        let source = reading.source.clone();
+        // It counts control records, which are never handed out.
+        if let Ok(positions) = positions
+            && let Some(found) = positions.find_partition(source.topic.as_str(), source.partition)
+            && let Offset::Offset(position) = found.offset()
+        {
+            reading.expected = reading.expected.max(position);
+        }
+        let item = Item::End { epoch: reading.epoch, source, position: reading.expected };
+        self.send(item);
+    }
+
+    /// Goes on at the first record still there where the place to go on is gone.
+    fn serve_gone_places(&mut self) {
+        if Instant::now() < self.not_before {
+            return;
+        }
+        let gone = self.readings.iter().filter(|reading| reading.gone);
+        let gone: Vec<_> = gone.map(|reading| (reading.source.clone(), reading.epoch, reading.expected)).collect();
+        for (source, epoch, wanted) in gone {
+            let resumed = start::resolve(&self.client, &source, Start::Earliest, self.timeout)
+                .map_err(|error| self.attempt("asking where to go on").failed(error))
+                .and_then(|place| self.go_to(&source, place).map(|()| place));
+            match resumed {
+                Ok(resumed_at) => self.send(Item::OffsetsGone { epoch, source, wanted, resumed_at }),
+                Err(error) => {
+                    tracing::debug!(%error, %source, "going on where records are");
+                    self.not_before = Instant::now() + AGAIN;
+                }
+            }
+        }
+    }
+}
+
+fn client(log: &KafkaLog, config: &ConsumerConfig, context: PollerContext) -> Result<BaseConsumer<PollerContext>> {
+    let group = match &config.subscription {
+        Subscription::Group { group, .. } => group.clone(),
+        // librdkafka assigns only within a group; this one is never joined or committed to.
+        Subscription::Assigned(_) => format!("pipedoc.alone.{}", uuid::Uuid::new_v4()),
+    };
+    let mut asked = settings::consumer(&log.config, &config.client_id, &group, &config.settings);
+    if let Some(session) = config.session_timeout {
+        asked.set("session.timeout.ms", session.as_millis().to_string());
+        asked.set("heartbeat.interval.ms", (session.as_millis() / 5).clamp(1, 3000).to_string());
+    }
+    // The caller's pace is watched here; librdkafka sees only this thread, which never stops polling.
+    let interval = config.max_poll_interval.max(config.session_timeout.unwrap_or(Duration::from_secs(15)));
+    asked.set("max.poll.interval.ms", interval.as_millis().to_string());
+    let attempt = Attempt::new("making a consumer", &log.contact, Duration::ZERO);
+    asked.create_with_context(context).map_err(|error| attempt.failed(error))
+}

@@ -1,0 +1,81 @@
+//! Where reading of a partition begins: always an explicit offset.
+
+use std::time::Duration;
+
+use pipedoc_model::names::Topic;
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
+use rdkafka::error::KafkaResult;
+use rdkafka::{Offset, TopicPartitionList};
+
+use super::super::groups;
+use super::shared::PollerContext;
+use crate::log::{AssignedPartition, Start, TopicPartition};
+
+/// Asks for what the group has committed, and for the ends of partitions where
+/// it has not.
+pub(super) fn of_group(
+    client: &BaseConsumer<PollerContext>,
+    partitions: &TopicPartitionList,
+    rule: impl Fn(&TopicPartition) -> Start,
+    timeout: Duration,
+) -> KafkaResult<Vec<AssignedPartition>> {
+    let found = client.committed_offsets(partitions.clone(), timeout)?;
+    for element in found.elements() {
+        element.error()?;
+    }
+    let mut committed = groups::committed(&found);
+    let place = |source: TopicPartition| {
+        let committed = committed.remove(&source);
+        let position = match &committed {
+            Some(committed) => committed.offset,
+            None => resolve(client, &source, rule(&source), timeout)?,
+        };
+        Ok(AssignedPartition { source, committed, position })
+    };
+    sources(partitions).into_iter().map(place).collect()
+}
+
+/// As asked for, without a group.
+pub(super) fn as_asked(
+    client: &BaseConsumer<PollerContext>,
+    partitions: &[(TopicPartition, Start)],
+    timeout: Duration,
+) -> KafkaResult<Vec<AssignedPartition>> {
+    let place = |(source, start): &(TopicPartition, Start)| {
+        let position = resolve(client, source, *start, timeout)?;
+        Ok(AssignedPartition { source: source.clone(), committed: None, position })
+    };
+    partitions.iter().map(place).collect()
+}
+
+/// A place as an offset.
+pub(super) fn resolve(
+    client: &BaseConsumer<PollerContext>,
+    source: &TopicPartition,
+    start: Start,
+    timeout: Duration,
+) -> KafkaResult<i64> {
+    let ends = || client.fetch_watermarks(source.topic.as_str(), source.partition, timeout);
+    match start {
+        Start::At(offset) => Ok(offset.max(0)),
+        Start::Earliest => ends().map(|(start, _)| start),
+        Start::Latest => ends().map(|(_, end)| end),
+    }
+}
+
+/// Partitions with explicit offsets, as librdkafka takes them.
+pub(super) fn list(places: &[AssignedPartition]) -> KafkaResult<TopicPartitionList> {
+    let mut list = TopicPartitionList::with_capacity(places.len());
+    for place in places {
+        let TopicPartition { topic, partition } = &place.source;
+        list.add_partition_offset(topic.as_str(), *partition, Offset::Offset(place.position))?;
+    }
+    Ok(list)
+}
+
+/// The partitions of a list.
+pub(super) fn sources(list: &TopicPartitionList) -> Vec<TopicPartition> {
+    let elements = list.elements().into_iter();
+    // Kafka has no topics whose names are refused here.
+    elements.filter_map(|element| Some(TopicPartition::new(Topic::new(element.topic()).ok()?, element.partition()))).collect()
+}

@@ -1,0 +1,204 @@
+//! Which batch a delivery report belongs to, without an allocation per record.
+//!
+//! A record carries one number through librdkafka: its batch and its place in
+//! the batch. Reports come on the client's own thread and fill the places; the
+//! last one settles the batch.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use pipedoc_model::names::Topic;
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
+use rdkafka::message::{DeliveryResult, Message};
+use rdkafka::producer::ProducerContext;
+use rdkafka::{ClientContext, Statistics};
+use tokio::sync::{Notify, oneshot};
+
+use super::contact::{self, Contact};
+use super::failure::{Attempt, is_unknown_topic};
+use crate::log::{Delivered, Error, Receipt, Reports, Result, TopicPartition};
+
+/// A batch holds at most so many records: its places are numbered with 16 bits.
+pub(super) const BATCH_RECORDS: usize = 1 << 16;
+
+const _: () = assert!(usize::BITS >= 64, "batch and place are packed into one pointer");
+
+/// Number of a record: its batch, then its place in it.
+pub(super) type Ticket = usize;
+
+/// The batches on their way, shared by all clients of a producer.
+#[derive(Debug)]
+pub(super) struct Deliveries {
+    contact: Arc<Contact>,
+    timeout: Duration,
+    /// Who writes, for errors of fencing.
+    who: String,
+    open: Mutex<Open>,
+    /// Some record was settled: there is room, or a batch is done.
+    settled: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Open {
+    last: u64,
+    batches: BTreeMap<u64, Batch>,
+}
+
+#[derive(Debug)]
+struct Batch {
+    reports: Vec<Option<Result<Delivered>>>,
+    /// Places without a report, and one for the sender while it sends.
+    open: usize,
+    done: oneshot::Sender<Reports>,
+}
+
+/// A batch that is being sent. Dropped before its end, the batch is forgotten:
+/// nobody holds its receipt.
+pub(super) struct Sending<'a> {
+    deliveries: &'a Deliveries,
+    batch: u64,
+    receipt: Option<oneshot::Receiver<Reports>>,
+}
+
+impl Deliveries {
+    /// `timeout`: how long a record is tried before it is given up.
+    pub(super) fn new(contact: Arc<Contact>, timeout: Duration, who: String) -> Self {
+        Self { contact, timeout, who, open: Mutex::default(), settled: Notify::new() }
+    }
+
+    /// Opens a batch of `records`, at most [`BATCH_RECORDS`].
+    pub(super) fn begin(&self, records: usize) -> Sending<'_> {
+        let (done, receipt) = oneshot::channel();
+        let mut open = self.open.lock();
+        open.last += 1;
+        let batch = open.last;
+        open.batches.insert(batch, Batch { reports: vec![None; records], open: records + 1, done });
+        Sending { deliveries: self, batch, receipt: Some(receipt) }
+    }
+
+    /// Waits until some record was settled, for a moment at most.
+    pub(super) async fn room(&self) {
+        // A report between the caller's look and this call goes unnoticed; hence the bound.
+        let _ = tokio::time::timeout(Duration::from_millis(20), self.settled.notified()).await;
+    }
+
+    /// Waits until all batches opened so far are settled; gives the number of
+    /// records that are not when `limit` has passed.
+    pub(super) async fn flush(&self, limit: Duration) -> usize {
+        let mark = self.open.lock().last;
+        let end = tokio::time::Instant::now() + limit;
+        loop {
+            let left: usize = self.open.lock().batches.range(..=mark).map(|(_, batch)| batch.open).sum();
+            if left == 0 || tokio::time::Instant::now() >= end {
+                return left;
+            }
+            self.room().await;
+        }
+    }
+
+    /// The error for a record that was not written.
+    pub(super) fn failure(&self, topic: &str, partition: i32, error: KafkaError) -> Error {
+        let attempt = Attempt::new("writing a record", &self.contact, self.timeout).by(&self.who);
+        let Ok(topic) = Topic::new(topic) else { return attempt.failed(error) };
+        match error.rdkafka_error_code() {
+            Some(code) if is_unknown_topic(code) => Error::UnknownTopic { topic },
+            Some(Code::UnknownPartition) => {
+                Error::UnknownPartition { partition: TopicPartition::new(topic, partition) }
+            }
+            Some(Code::PurgeQueue | Code::PurgeInflight) => Error::Closed { what: "producer" },
+            _ => attempt.failed(error),
+        }
+    }
+
+    fn settle(&self, batch: u64, place: Option<(usize, Result<Delivered>)>) {
+        let mut open = self.open.lock();
+        // The sender of a forgotten batch has gone.
+        let Some(found) = open.batches.get_mut(&batch) else { return };
+        if let Some((place, report)) = place
+            && let Some(slot) = found.reports.get_mut(place)
+        {
+            *slot = Some(report);
+        }
+        found.open -= 1;
+        if found.open == 0
+            && let Some(batch) = open.batches.remove(&batch)
+        {
+            let missing = || Err(Error::Closed { what: "producer" });
+            let reports = batch.reports.into_iter().map(|report| report.unwrap_or_else(missing)).collect();
+            // Nobody may be waiting for it.
+            let _ = batch.done.send(reports);
+        }
+    }
+}
+
+impl Sending<'_> {
+    /// Number that the record at `place` takes along.
+    pub(super) fn ticket(&self, place: usize) -> Ticket {
+        (self.batch as usize) << 16 | place
+    }
+
+    /// The record at `place` was refused before it was sent.
+    pub(super) fn refuse(&self, place: usize, error: Error) {
+        self.deliveries.settle(self.batch, Some((place, Err(error))));
+    }
+
+    /// All records are sent or refused.
+    pub(super) fn end(mut self) -> Receipt {
+        self.deliveries.settle(self.batch, None);
+        let receipt = self.receipt.take();
+        Receipt::new(async move {
+            match receipt {
+                // The sender side goes only with the client, after it has settled all.
+                Some(receipt) => receipt.await.unwrap_or_default(),
+                None => Reports::new(),
+            }
+        })
+    }
+}
+
+impl Drop for Sending<'_> {
+    fn drop(&mut self) {
+        if self.receipt.is_some() {
+            self.deliveries.open.lock().batches.remove(&self.batch);
+        }
+    }
+}
+
+/// Context of a client that writes.
+#[derive(Debug, Clone)]
+pub(super) struct WriterContext(pub(super) Arc<Deliveries>);
+
+impl ClientContext for WriterContext {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        contact::log(level, facility, message);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        self.0.contact.trouble(&error, reason);
+    }
+
+    fn stats(&self, _: Statistics) {}
+}
+
+impl ProducerContext for WriterContext {
+    type DeliveryOpaque = Ticket;
+
+    fn delivery(&self, result: &DeliveryResult<'_>, ticket: Ticket) {
+        let report = match result {
+            Ok(message) => {
+                self.0.contact.heard();
+                Ok(Delivered {
+                    partition: message.partition(),
+                    offset: message.offset(),
+                    timestamp: message.timestamp().to_millis().unwrap_or(-1),
+                })
+            }
+            Err((error, message)) => Err(self.0.failure(message.topic(), message.partition(), error.clone())),
+        };
+        self.0.settle((ticket >> 16) as u64, Some((ticket & (BATCH_RECORDS - 1), report)));
+        self.0.settled.notify_waiters();
+    }
+}

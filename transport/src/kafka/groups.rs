@@ -1,0 +1,139 @@
+//! Offsets of groups seen and set from outside, and offsets by time.
+//!
+//! Both need a consumer that never subscribes: the broker answers one that has
+//! the group's name, and refuses its commits while the group has members.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use pipedoc_model::names::Topic;
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _};
+use rdkafka::error::RDKafkaErrorCode as Code;
+use rdkafka::{Offset, TopicPartitionList};
+
+use super::contact::PlainContext;
+use super::failure::Attempt;
+use super::{KafkaLog, blocking, settings};
+use crate::log::{Commit, Committed, Error, Result, TopicPartition};
+
+/// Longest text that Kafka keeps beside an offset, by default.
+const METADATA_BYTES: usize = 4096;
+
+/// All that a group has committed. The client library can only ask for
+/// partitions it names, so it names all.
+pub(super) async fn offsets(log: &KafkaLog, group: &str) -> Result<BTreeMap<TopicPartition, Committed>> {
+    let listing = log.topics.list().await?;
+    let (log, group) = (log.clone(), group.to_owned());
+    blocking(move || {
+        let mut asked = TopicPartitionList::new();
+        for (topic, partitions) in &listing {
+            (0..*partitions).for_each(|partition| drop(asked.add_partition(topic.as_str(), partition)));
+        }
+        if asked.count() == 0 {
+            return Ok(BTreeMap::new());
+        }
+        let attempt = Attempt::new("asking for a group's offsets", &log.contact, log.config.timeout);
+        let client = outsider(&log, &group)?;
+        let found = client.committed_offsets(asked, log.config.timeout).map_err(|error| attempt.failed(error))?;
+        Ok(committed(&found))
+    })
+    .await
+}
+
+/// Sets a group's offsets; refused while it has members.
+pub(super) async fn set_offsets(log: &KafkaLog, group: &str, commits: &[Commit]) -> Result<()> {
+    let offsets = commit_list(commits)?;
+    for commit in commits {
+        let TopicPartition { topic, partition } = &commit.source;
+        match log.topics.partitions(topic).await? {
+            None => return Err(Error::UnknownTopic { topic: topic.clone() }),
+            Some(count) if *partition < 0 || *partition >= count => {
+                return Err(Error::UnknownPartition { partition: commit.source.clone() });
+            }
+            Some(_) => {}
+        }
+    }
+    let (log, group) = (log.clone(), group.to_owned());
+    blocking(move || {
+        let attempt = Attempt::new("setting a group's offsets", &log.contact, log.config.timeout);
+        let client = outsider(&log, &group)?;
+        match client.commit(&offsets, CommitMode::Sync) {
+            Ok(()) => Ok(()),
+            Err(error) => match error.rdkafka_error_code() {
+                Some(Code::UnknownMemberId | Code::IllegalGeneration | Code::RebalanceInProgress) => {
+                    let groups = client.fetch_group_list(Some(&group), log.config.timeout);
+                    let members = groups.ok().and_then(|found| found.groups().first().map(|info| info.members().len()));
+                    Err(Error::GroupNotEmpty { group, members: members.unwrap_or(1) })
+                }
+                _ => Err(attempt.failed(error)),
+            },
+        }
+    })
+    .await
+}
+
+/// For each partition the offset of the first record of `millis` or later.
+pub(super) async fn offsets_at(log: &KafkaLog, topic: &Topic, millis: i64) -> Result<Vec<i64>> {
+    let ends = log.topics.ends(topic).await?;
+    let (log, topic) = (log.clone(), topic.clone());
+    blocking(move || {
+        let attempt = Attempt::new("asking for offsets by time", &log.contact, log.config.timeout);
+        let mut asked = TopicPartitionList::new();
+        for partition in 0..ends.len() as i32 {
+            // Times before the epoch would read as one of Kafka's special offsets.
+            let added = asked.add_partition_offset(topic.as_str(), partition, Offset::Offset(millis.max(0)));
+            added.map_err(|error| attempt.failed(error))?;
+        }
+        let client = outsider(&log, "pipedoc.nobody")?;
+        let found = client.offsets_for_times(asked, log.config.timeout);
+        let found = found.map_err(|error| attempt.failed_on(&topic, error))?;
+        let mut offsets: Vec<i64> = ends.iter().map(|ends| ends.end).collect();
+        for element in found.elements() {
+            element.error().map_err(|error| attempt.failed_on(&topic, error))?;
+            if let (Offset::Offset(offset), Some(slot)) =
+                (element.offset(), offsets.get_mut(element.partition() as usize))
+            {
+                *slot = offset.min(*slot);
+            }
+        }
+        Ok(offsets)
+    })
+    .await
+}
+
+/// Commits as librdkafka takes them.
+pub(super) fn commit_list(commits: &[Commit]) -> Result<TopicPartitionList> {
+    let mut list = TopicPartitionList::with_capacity(commits.len());
+    for commit in commits {
+        if commit.metadata.len() > METADATA_BYTES {
+            return Err(Error::MetadataTooLarge { partition: commit.source.clone(), size: commit.metadata.len() });
+        }
+        let mut element = list.add_partition(commit.source.topic.as_str(), commit.source.partition);
+        let offset = Offset::Offset(commit.offset);
+        if element.set_offset(offset).is_err() {
+            return Err(Error::Misuse { operation: "a commit", reason: "offsets are not below 0" });
+        }
+        if !commit.metadata.is_empty() {
+            element.set_metadata(&commit.metadata);
+        }
+    }
+    Ok(list)
+}
+
+/// Offsets as librdkafka gives them; partitions without one are left out.
+pub(super) fn committed(list: &TopicPartitionList) -> BTreeMap<TopicPartition, Committed> {
+    let found = list.elements().into_iter().filter_map(|element| {
+        let Offset::Offset(offset) = element.offset() else { return None };
+        let source = TopicPartition::new(Topic::new(element.topic()).ok()?, element.partition());
+        Some((source, Committed { offset, metadata: element.metadata().to_owned() }))
+    });
+    found.collect()
+}
+
+/// A client with a group's name that never joins it.
+fn outsider(log: &KafkaLog, group: &str) -> Result<BaseConsumer<PlainContext>> {
+    let attempt = Attempt::new("making a client", &log.contact, Duration::ZERO);
+    settings::consumer(&log.config, "pipedoc-admin", group, &BTreeMap::new())
+        .create_with_context(PlainContext(log.contact.clone()))
+        .map_err(|error| attempt.failed(error))
+}

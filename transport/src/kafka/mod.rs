@@ -1,0 +1,154 @@
+//! The log on Apache Kafka, through librdkafka. This folder alone names rdkafka.
+//!
+//! Thin on purpose: topics, groups and transactions are Kafka's own; what is
+//! added is what the contract asks for beyond librdkafka. Knows nothing of what
+//! is in the records.
+//!
+//! # Threads and who owns what
+//!
+//! ```text
+//! KafkaLog ── Topics (admin client: its thread serves its own events)
+//! Producer ── a few ThreadedProducers, one for each limit on batches; their threads
+//!             settle the batches of [`delivery`], senders only enqueue
+//! Transactional ── one ThreadedProducer; blocking calls on tokio's blocking threads
+//! Consumer ── poller thread ─ owns the BaseConsumer and one queue per partition
+//!                 │ unbounded channel, bounded by counting the batches in it
+//!                 ▼
+//!             next() ─ positions, stale records dropped by epoch
+//! ```
+//!
+//! librdkafka's blocking calls (metadata, commits, transactions) never run on an
+//! async worker: they go to `spawn_blocking` or to threads of ours.
+
+mod contact;
+mod consumer;
+mod delivery;
+mod failure;
+mod groups;
+mod producer;
+mod settings;
+mod topics;
+mod transactional;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use pipedoc_model::names::Topic;
+
+use self::contact::Contact;
+use self::topics::Topics;
+use crate::log::{
+    Commit, Committed, Consumer, ConsumerConfig, Ends, Log, Producer, ProducerConfig, Result, TopicInfo,
+    TopicPartition, TopicSpec, Transactional, TransactionalConfig,
+};
+
+/// Where a cluster is and how to talk to it.
+#[derive(Debug, Clone)]
+pub struct KafkaConfig {
+    /// Addresses to begin with, `HOST:PORT[,HOST:PORT…]`.
+    pub bootstrap: String,
+    /// Settings for all clients, by librdkafka's names: security above all.
+    pub settings: BTreeMap<String, String>,
+    /// How long the calls of administration, and the first one above all, wait
+    /// for the cluster. Default 10 s.
+    pub timeout: Duration,
+}
+
+impl KafkaConfig {
+    /// A cluster without further settings.
+    #[must_use]
+    pub fn new(bootstrap: impl Into<String>) -> Self {
+        Self { bootstrap: bootstrap.into(), settings: BTreeMap::new(), timeout: Duration::from_secs(10) }
+    }
+}
+
+/// A Kafka cluster as a log. Cheap to clone; clones share their clients.
+#[derive(Clone)]
+pub struct KafkaLog {
+    config: Arc<KafkaConfig>,
+    contact: Arc<Contact>,
+    topics: Arc<Topics>,
+}
+
+impl std::fmt::Debug for KafkaLog {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("KafkaLog").field(&self.config.bootstrap).finish()
+    }
+}
+
+impl KafkaLog {
+    /// Reaches a cluster.
+    ///
+    /// # Errors
+    /// When a setting is not known to librdkafka, and (this may be tried again)
+    /// when no broker has answered within the configured time.
+    pub async fn connect(config: KafkaConfig) -> Result<Self> {
+        let contact = Arc::new(Contact::new(&config.bootstrap));
+        let topics = Arc::new(Topics::new(&config, contact.clone())?);
+        let log = Self { config: Arc::new(config), contact, topics };
+        log.topics.list().await?;
+        Ok(log)
+    }
+}
+
+#[async_trait]
+impl Log for KafkaLog {
+    fn describe(&self) -> String {
+        format!("kafka {}", self.config.bootstrap)
+    }
+
+    async fn ensure_topic(&self, spec: &TopicSpec) -> Result<TopicInfo> {
+        self.topics.ensure(spec).await
+    }
+
+    async fn delete_topic(&self, topic: &Topic) -> Result<()> {
+        self.topics.delete(topic).await
+    }
+
+    async fn topic(&self, topic: &Topic) -> Result<Option<TopicInfo>> {
+        self.topics.describe(topic).await
+    }
+
+    async fn topics(&self) -> Result<Vec<Topic>> {
+        Ok(self.topics.list().await?.into_keys().collect())
+    }
+
+    async fn ends(&self, topic: &Topic) -> Result<Vec<Ends>> {
+        self.topics.ends(topic).await
+    }
+
+    async fn offsets_at(&self, topic: &Topic, millis: i64) -> Result<Vec<i64>> {
+        groups::offsets_at(self, topic, millis).await
+    }
+
+    async fn group_offsets(&self, group: &str) -> Result<BTreeMap<TopicPartition, Committed>> {
+        groups::offsets(self, group).await
+    }
+
+    async fn set_group_offsets(&self, group: &str, commits: &[Commit]) -> Result<()> {
+        groups::set_offsets(self, group, commits).await
+    }
+
+    async fn producer(&self, config: ProducerConfig) -> Result<Arc<dyn Producer>> {
+        Ok(Arc::new(producer::KafkaProducer::new(self, config)?))
+    }
+
+    async fn transactional(&self, config: TransactionalConfig) -> Result<Box<dyn Transactional>> {
+        Ok(Box::new(transactional::KafkaTransactional::new(self, config).await?))
+    }
+
+    async fn consumer(&self, config: ConsumerConfig) -> Result<Arc<dyn Consumer>> {
+        Ok(Arc::new(consumer::KafkaConsumer::new(self, config).await?))
+    }
+}
+
+/// Runs a call of librdkafka that blocks.
+async fn blocking<T: Send + 'static>(call: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    match tokio::task::spawn_blocking(call).await {
+        Ok(result) => result,
+        // Only when the runtime shuts down, or the call panicked.
+        Err(_) => Err(crate::log::Error::Closed { what: "runtime" }),
+    }
+}

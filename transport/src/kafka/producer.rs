@@ -1,0 +1,206 @@
+//! The plain producer: idempotent, acknowledged by all replicas.
+//!
+//! A broker refuses a batch larger than its topic's limit, and librdkafka's bound
+//! on batches holds for a whole client. So topics with lower limits get clients
+//! of their own, one for each power of two; most producers have one.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use parking_lot::Mutex;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
+use rdkafka::message::{Header, OwnedHeaders};
+use rdkafka::producer::{BaseRecord, Producer as _, ThreadedProducer};
+
+use super::delivery::{BATCH_RECORDS, Deliveries, Ticket, WriterContext};
+use super::failure::Attempt;
+use super::topics::Facts;
+use super::{KafkaLog, settings};
+use crate::log::{Error, OutgoingRecord, Producer, ProducerConfig, Receipt, Reports, Result, TopicPartition};
+use crate::size;
+
+/// A client of librdkafka that writes.
+pub(super) type Writer = ThreadedProducer<WriterContext>;
+
+/// How long librdkafka tries a record: its default `message.timeout.ms`.
+const RECORD_TIMEOUT: Duration = Duration::from_secs(300);
+
+/// How long a dropped producer may still write what it had taken.
+const LAST_FLUSH: Duration = Duration::from_secs(30);
+
+pub(super) struct KafkaProducer {
+    log: KafkaLog,
+    config: ProducerConfig,
+    deliveries: Arc<Deliveries>,
+    /// By the bound on their batches.
+    writers: Mutex<BTreeMap<usize, Arc<Writer>>>,
+}
+
+impl KafkaProducer {
+    pub(super) fn new(log: &KafkaLog, config: ProducerConfig) -> Result<Self> {
+        let who = format!("producer {}", config.client_id);
+        let deliveries = Arc::new(Deliveries::new(log.contact.clone(), RECORD_TIMEOUT, who));
+        let producer = Self { log: log.clone(), config, deliveries, writers: Mutex::default() };
+        // Made at once, so that a wrong setting is told at once.
+        producer.writer(settings::BATCH_BYTES)?;
+        Ok(producer)
+    }
+
+    fn writer(&self, batch_bytes: usize) -> Result<Arc<Writer>> {
+        let mut writers = self.writers.lock();
+        if let Some(writer) = writers.get(&batch_bytes) {
+            // After a fatal error (a sequence number was lost) a client never writes again.
+            if writer.client().fatal_error().is_none() {
+                return Ok(writer.clone());
+            }
+        }
+        let config =
+            settings::producer(&self.log.config, &self.config.client_id, &self.config.settings, batch_bytes);
+        let attempt = Attempt::new("making a producer", &self.log.contact, Duration::ZERO);
+        let writer = config.create_with_context(WriterContext(self.deliveries.clone()));
+        let writer: Arc<Writer> = Arc::new(writer.map_err(|error| attempt.failed(error))?);
+        if let Some(spent) = writers.insert(batch_bytes, writer.clone()) {
+            retire(spent);
+        }
+        Ok(writer)
+    }
+
+    /// Sends at most [`BATCH_RECORDS`].
+    async fn send_some(&self, records: &[OutgoingRecord]) -> Result<Receipt> {
+        let mut facts = Vec::with_capacity(records.len());
+        let mut last: Option<(&str, Result<Facts>)> = None;
+        for record in records {
+            // Batches go to few topics, mostly to one.
+            let found = match &last {
+                Some((topic, found)) if *topic == record.topic.as_str() => found.clone(),
+                _ => self.log.topics.facts(&record.topic).await,
+            };
+            last = Some((record.topic.as_str(), found.clone()));
+            facts.push(found);
+        }
+        let sending = self.deliveries.begin(records.len());
+        for (place, (record, facts)) in records.iter().zip(facts).enumerate() {
+            let sent = match facts.and_then(|facts| check(record, &facts).map(|()| facts)) {
+                Ok(facts) => {
+                    let writer = self.writer(batch_bytes(facts.limit))?;
+                    send_when_room(&writer, &self.deliveries, record, sending.ticket(place)).await
+                }
+                Err(error) => Err(error),
+            };
+            if let Err(error) = sent {
+                if matches!(error, Error::UnknownTopic { .. }) {
+                    self.log.topics.forget(&record.topic);
+                }
+                sending.refuse(place, error);
+            }
+        }
+        Ok(sending.end())
+    }
+}
+
+#[async_trait]
+impl Producer for KafkaProducer {
+    async fn send(&self, records: Vec<OutgoingRecord>) -> Result<Receipt> {
+        if records.len() <= BATCH_RECORDS {
+            return self.send_some(&records).await;
+        }
+        let mut receipts = Vec::new();
+        for some in records.chunks(BATCH_RECORDS) {
+            receipts.push(self.send_some(some).await?);
+        }
+        Ok(Receipt::new(async move {
+            let mut all = Reports::new();
+            for receipt in receipts {
+                all.extend(receipt.await);
+            }
+            all
+        }))
+    }
+
+    async fn flush(&self, timeout: Duration) -> Result<usize> {
+        Ok(self.deliveries.flush(timeout).await)
+    }
+}
+
+impl Drop for KafkaProducer {
+    fn drop(&mut self) {
+        std::mem::take(&mut *self.writers.lock()).into_values().for_each(retire);
+    }
+}
+
+/// Refuses what can never be written.
+pub(super) fn check(record: &OutgoingRecord, facts: &Facts) -> Result<()> {
+    let size = size::of_record(record.key.as_deref(), record.value.as_deref(), &record.headers);
+    if size > facts.limit {
+        return Err(Error::RecordTooLarge { topic: record.topic.clone(), size, limit: facts.limit });
+    }
+    match record.partition {
+        Some(partition) if partition < 0 || partition >= facts.partitions => {
+            Err(Error::UnknownPartition { partition: TopicPartition::new(record.topic.clone(), partition) })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The bound on batches for a topic with this limit.
+pub(super) fn batch_bytes(limit: usize) -> usize {
+    if limit > settings::BATCH_BYTES {
+        return settings::BATCH_BYTES;
+    }
+    // The largest power of two that is not above the limit.
+    1 << limit.max(1).ilog2()
+}
+
+/// Gives a record to librdkafka, waiting while it has no room.
+pub(super) async fn send_when_room(
+    writer: &Writer,
+    deliveries: &Deliveries,
+    record: &OutgoingRecord,
+    ticket: Ticket,
+) -> Result<()> {
+    loop {
+        match writer.send(outgoing(record, ticket)) {
+            Ok(()) => return Ok(()),
+            Err((KafkaError::MessageProduction(Code::QueueFull), _)) => deliveries.room().await,
+            Err((error, _)) => {
+                let partition = record.partition.unwrap_or(-1);
+                return Err(deliveries.failure(record.topic.as_str(), partition, error));
+            }
+        }
+    }
+}
+
+/// Lets a client write what it has taken, then ends it, on a thread of its own:
+/// both block.
+pub(super) fn retire(writer: Arc<Writer>) {
+    let retiring = std::thread::Builder::new().name("kafka-flush".to_owned()).spawn(move || {
+        if let Err(error) = writer.flush(LAST_FLUSH) {
+            tracing::warn!(%error, left = writer.in_flight_count(), "a closing producer could not write all it had taken");
+        }
+    });
+    if let Err(error) = retiring {
+        tracing::warn!(%error, "no thread for a closing producer");
+    }
+}
+
+fn outgoing<'a>(record: &'a OutgoingRecord, ticket: Ticket) -> BaseRecord<'a, [u8], [u8], Ticket> {
+    let headers = (!record.headers.is_empty()).then(|| {
+        let empty = OwnedHeaders::new_with_capacity(record.headers.len());
+        record.headers.iter().fold(empty, |headers, header| {
+            headers.insert(Header { key: header.name(), value: header.value().map(AsRef::<[u8]>::as_ref) })
+        })
+    });
+    BaseRecord {
+        topic: record.topic.as_str(),
+        // Without one librdkafka takes the partition by the key, with the same
+        // function as ours and its own, fresher count of partitions.
+        partition: record.partition,
+        payload: record.value.as_deref(),
+        key: record.key.as_deref(),
+        timestamp: record.timestamp,
+        headers,
+        delivery_opaque: ticket,
+    }
+}
