@@ -117,11 +117,8 @@ impl Drop for Guard {
 /// # Errors
 /// When the filter cannot be read, or the process was set up already.
 pub fn init(config: &TelemetryConfig) -> Result<Guard, Error> {
-    let filter = config
-        .filter
-        .clone()
-        .or_else(|| std::env::var(FILTER_VARIABLE).ok().filter(|filter| !filter.trim().is_empty()))
-        .unwrap_or_else(|| config.default_filter.to_owned());
+    let given = config.filter.clone().or_else(|| std::env::var(FILTER_VARIABLE).ok());
+    let filter = given.filter(|filter| !filter.trim().is_empty()).unwrap_or_else(|| config.default_filter.to_owned());
     let env_filter = EnvFilter::try_new(&filter).map_err(|source| Error::Filter { filter: filter.clone(), source })?;
     let (provider, traces) = trace_layer(&config.service);
     let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);

@@ -21,9 +21,9 @@ use tokio::sync::{Mutex, mpsc, watch};
 use tokio::time::MissedTickBehavior;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
-use tonic::transport::Endpoint;
 
 use super::Runs;
+use super::address::{Address, follow};
 use super::kept::KeptFile;
 use super::ledger::{Ledger, Taken, Verdict};
 
@@ -36,8 +36,8 @@ const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::fro
 /// How an instance attaches.
 #[derive(Debug, Clone)]
 pub struct AttachConfig {
-    /// Addresses of the engines (`http://host:port`). None: what is on disk runs
-    /// at once.
+    /// Addresses of the engines (`http://host:port`). A host name that stands for
+    /// several engines means all of them. None: what is on disk runs at once.
     pub engines: Vec<String>,
     /// Cluster that the instance belongs to.
     pub cluster: ClusterName,
@@ -102,10 +102,7 @@ pub async fn attach(config: AttachConfig, kept: KeptFile, runs: Arc<dyn Runs>, s
         changed: watch::Sender::new(()),
         started_at: SystemTime::now(),
     });
-    let sessions = engines.into_iter().map(|engine| {
-        let shared = Arc::clone(&shared);
-        async move { shared.stay_attached(&engine).await }
-    });
+    let sessions = engines.iter().map(|engine| follow(engine, |address| Arc::clone(&shared).stay_attached(address)));
     let work = async { tokio::join!(futures::future::join_all(sessions), shared.fall_back_to_disk()) };
     // Dropping the sessions ends their streams.
     shutdown.run_until_cancelled(work).await;
@@ -149,12 +146,14 @@ impl Attached {
     }
 
     /// One session after the other with an engine, for ever.
-    async fn stay_attached(&self, engine: &str) {
+    async fn stay_attached(self: Arc<Self>, address: Address) {
+        let engine = address.to_string();
+        let engine = engine.as_str();
         let mut wait = BACKOFF.0;
         let mut last_error = String::new();
         loop {
             let began = tokio::time::Instant::now();
-            let error = match self.session(engine).await {
+            let error = match self.session(engine, &address).await {
                 Ok(()) => "the engine ended the session".to_owned(),
                 Err(error) => chain(error.as_ref()),
             };
@@ -174,8 +173,9 @@ impl Attached {
         }
     }
 
-    async fn session(&self, engine: &str) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-        let channel = Endpoint::from_shared(engine.to_owned())?
+    async fn session(&self, engine: &str, address: &Address) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        let channel = address
+            .endpoint()?
             .connect_timeout(Duration::from_secs(2))
             .tcp_nodelay(true)
             .http2_keep_alive_interval(Duration::from_secs(10))

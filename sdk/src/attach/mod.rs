@@ -2,15 +2,17 @@
 //! sessions in which it learns of changes and reports.
 //!
 //! ```text
-//! slot    which instance this process is, by a file lock held for its life
-//! kept    the assignment on disk, so that a restart needs no engine
-//! ledger  which assignment is taken: pure, no IO
-//! client  one session with every engine
+//! slot     which instance this process is, by a file lock held for its life
+//! kept     the assignment on disk, so that a restart needs no engine
+//! ledger   which assignment is taken: pure, no IO
+//! client   one session with every engine
+//! address  where the engines are, names that stand for several included
 //! ```
 //!
 //! Knows the gateway's messages; knows nothing of records. What runs the steps
 //! stands behind [`Runs`].
 
+mod address;
 pub mod client;
 pub mod kept;
 pub mod ledger;

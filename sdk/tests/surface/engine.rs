@@ -32,6 +32,14 @@ impl FakeEngine {
         sessions.last().expect("somebody is attached").send(Ok(message)).expect("the session is open");
     }
 
+    /// Sends an assignment to all that attached, some of which may be gone.
+    pub fn send_all(&self, assignment: &v1::Assignment) {
+        for session in self.0.sessions.lock().iter() {
+            let message = v1::GatewayMessage { kind: Some(v1::gateway_message::Kind::Assignment(assignment.clone())) };
+            let _ = session.send(Ok(message));
+        }
+    }
+
     /// How many sessions there were.
     pub fn attached(&self) -> usize {
         self.0.sessions.lock().len()
