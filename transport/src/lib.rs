@@ -4,7 +4,10 @@
 //! Knows topics, records, groups and objects; knows nothing of pipelines, steps
 //! or documents.
 
+mod embedded;
 pub mod error;
 pub mod kafka;
 pub mod log;
+pub mod memory;
+pub mod open;
 pub mod size;

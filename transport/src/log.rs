@@ -416,6 +416,14 @@ pub trait Log: Send + Sync + 'static {
     /// timestamp is `millis` or later; the end where there is none.
     async fn offsets_at(&self, topic: &Topic, millis: i64) -> Result<Vec<i64>>;
 
+    /// Removes all records of a partition before an offset, as retention does.
+    ///
+    /// A log that cannot do it answers with [`Error::Misuse`], as this default does.
+    async fn delete_records(&self, source: &TopicPartition, before: i64) -> Result<()> {
+        let _ = (source, before);
+        Err(Error::Misuse { operation: "delete_records", reason: "this log keeps its records" })
+    }
+
     /// All that a group has committed.
     async fn group_offsets(&self, group: &str) -> Result<BTreeMap<TopicPartition, Committed>>;
 
