@@ -6,6 +6,7 @@
 
 mod system {
     mod bed;
+    mod kafka_log;
     mod processes;
     mod run;
 }

@@ -304,9 +304,10 @@ fn a_new_module_passes_its_test_as_it_stands() {
     let made = pipedoc::command(["new", "module", "shout"]).current_dir(folder.path()).output().unwrap();
     assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
     let tested = std::process::Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
-        .args(["test", "--offline", "--target-dir"])
-        // Its dependencies are those of the workspace, built already.
-        .arg(checkout.join("target/test-bed/new-module"))
+        // Its dependencies are those of the workspace, built already in this profile.
+        .args(["test", "--offline", "--config", "profile.dev.debug='line-tables-only'"])
+        .args(["--config", "profile.dev.package.'*'.debug=false", "--target-dir"])
+        .arg(checkout.join("target"))
         .current_dir(folder.path().join("shout"))
         .output()
         .unwrap();

@@ -84,8 +84,7 @@ pub(super) async fn offsets_at(log: &KafkaLog, topic: &Topic, millis: i64) -> Re
             let added = asked.add_partition_offset(topic.as_str(), partition, Offset::Offset(millis.max(0)));
             added.map_err(|error| attempt.failed(error))?;
         }
-        let client = outsider(&log, "pipedoc.nobody")?;
-        let found = client.offsets_for_times(asked, log.config.timeout);
+        let found = log.topics.query().offsets_for_times(asked, log.config.timeout);
         let found = found.map_err(|error| attempt.failed_on(&topic, error))?;
         let mut offsets: Vec<i64> = ends.iter().map(|ends| ends.end).collect();
         for element in found.elements() {

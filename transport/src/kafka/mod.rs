@@ -7,7 +7,7 @@
 //! # Threads and who owns what
 //!
 //! ```text
-//! KafkaLog ── Topics (admin client: its thread serves its own events)
+//! KafkaLog ── Topics (a client that asks, one that changes; a thread for their events)
 //! Producer ── a few ThreadedProducers, one for each limit on batches; their threads
 //!             settle the batches of [`delivery`], senders only enqueue
 //! Transactional ── one ThreadedProducer; blocking calls on tokio's blocking threads
@@ -86,7 +86,7 @@ impl KafkaLog {
     /// when no broker has answered within the configured time.
     pub async fn connect(config: KafkaConfig) -> Result<Self> {
         let contact = Arc::new(Contact::new(&config.bootstrap));
-        let topics = Arc::new(Topics::new(&config, contact.clone())?);
+        let topics = Topics::new(&config, contact.clone())?;
         let log = Self { config: Arc::new(config), contact, topics };
         log.topics.list().await?;
         Ok(log)

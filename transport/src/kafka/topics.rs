@@ -5,13 +5,15 @@
 //! by a timeout.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use pipedoc_model::names::Topic;
 use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, NewPartitions, NewTopic, ResourceSpecifier, TopicReplication};
 use rdkafka::admin::{ConfigResource, ConfigSource};
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::error::RDKafkaErrorCode as Code;
 use rdkafka::metadata::MetadataTopic;
 
@@ -26,6 +28,9 @@ const FACTS_AGE: Duration = Duration::from_secs(30);
 
 /// How old a listing of all topics may be for those who look for patterns.
 const LISTING_AGE: Duration = Duration::from_secs(3);
+
+/// How often events are looked at.
+const EVENTS_PERIOD: Duration = Duration::from_millis(500);
 
 /// Kafka's own topics, which are nobody's to read by a pattern.
 const KAFKAS_OWN: [&str; 4] =
@@ -44,7 +49,10 @@ pub(super) struct Facts {
 }
 
 pub(super) struct Topics {
+    /// Changes things. Its own events cannot be polled, so it is kept from making any.
     admin: AdminClient<PlainContext>,
+    /// Asks. Outside any group; its events tell whether the cluster answers.
+    query: BaseConsumer<PlainContext>,
     contact: Arc<Contact>,
     timeout: Duration,
     facts: Mutex<HashMap<Topic, Facts>>,
@@ -52,20 +60,30 @@ pub(super) struct Topics {
 }
 
 impl Topics {
-    pub(super) fn new(kafka: &KafkaConfig, contact: Arc<Contact>) -> Result<Self> {
+    pub(super) fn new(kafka: &KafkaConfig, contact: Arc<Contact>) -> Result<Arc<Self>> {
         let attempt = Attempt::new("making a client", &contact, Duration::ZERO);
-        let admin = settings::common(kafka, "pipedoc-admin")
-            .create_with_context(PlainContext(contact.clone()))
-            .map_err(|error| attempt.failed(error))?;
-        let facts = Mutex::default();
-        Ok(Self { admin, contact, timeout: kafka.timeout, facts, listing: tokio::sync::Mutex::default() })
+        let mut config = settings::common(kafka, "pipedoc-admin");
+        let query = config.create_with_context(PlainContext(contact.clone())).map_err(|error| attempt.failed(error))?;
+        config.set_log_level(RDKafkaLogLevel::Emerg);
+        let admin = config.create_with_context(PlainContext(contact.clone())).map_err(|error| attempt.failed(error))?;
+        let (facts, listing) = (Mutex::default(), tokio::sync::Mutex::default());
+        let topics = Arc::new(Self { admin, query, contact, timeout: kafka.timeout, facts, listing });
+        serve_events(Arc::downgrade(&topics));
+        Ok(topics)
+    }
+
+    /// The client that asks.
+    pub(super) fn query(&self) -> &BaseConsumer<PlainContext> {
+        &self.query
     }
 
     /// All topics but Kafka's own, asked for now.
     pub(super) async fn list(self: &Arc<Self>) -> Result<Listing> {
         let this = self.clone();
         blocking(move || {
-            let metadata = this.admin.inner().fetch_metadata(None, this.timeout);
+            let metadata = this.query.fetch_metadata(None, this.timeout);
+            // What was wrong has been told by an event.
+            this.query.poll(Duration::ZERO);
             let metadata = metadata.map_err(|error| this.attempt("listing topics").failed(error))?;
             this.contact.heard();
             let topics = metadata.topics().iter().filter(|topic| !KAFKAS_OWN.contains(&topic.name()));
@@ -176,7 +194,7 @@ impl Topics {
         let (this, topic) = (self.clone(), topic.clone());
         blocking(move || {
             let attempt = this.attempt("asking for the ends of a topic");
-            let ask = |partition| this.admin.inner().fetch_watermarks(topic.as_str(), partition, this.timeout);
+            let ask = |partition| this.query.fetch_watermarks(topic.as_str(), partition, this.timeout);
             let ends = (0..partitions).map(ask).map(|ends| ends.map(|(start, end)| Ends { start, end }));
             ends.collect::<Result<_, _>>().map_err(|error| attempt.failed_on(&topic, error))
         })
@@ -207,7 +225,7 @@ impl Topics {
         let (this, topic) = (self.clone(), topic.clone());
         blocking(move || {
             let attempt = this.attempt("asking for a topic");
-            let metadata = match this.admin.inner().fetch_metadata(Some(topic.as_str()), this.timeout) {
+            let metadata = match this.query.fetch_metadata(Some(topic.as_str()), this.timeout) {
                 Ok(metadata) => metadata,
                 Err(error) if error.rdkafka_error_code().is_some_and(is_unknown_topic) => return Ok(None),
                 Err(error) => return Err(attempt.failed(error)),
@@ -313,6 +331,21 @@ impl Topics {
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
+    }
+}
+
+/// Polls the events of the client that asks, now and then, while it lives.
+fn serve_events(topics: Weak<Topics>) {
+    let serve = move || {
+        while let Some(topics) = topics.upgrade() {
+            // Each poll serves one event, if any.
+            (0..32).for_each(|_| drop(topics.query.poll(Duration::ZERO)));
+            drop(topics);
+            std::thread::sleep(EVENTS_PERIOD);
+        }
+    };
+    if let Err(error) = std::thread::Builder::new().name("kafka-events".to_owned()).spawn(serve) {
+        tracing::warn!(%error, "no thread for kafka's events");
     }
 }
 

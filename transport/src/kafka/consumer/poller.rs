@@ -20,7 +20,7 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
-use rdkafka::consumer::{BaseConsumer, Consumer as _};
+use rdkafka::consumer::{BaseConsumer, Consumer as _, RebalanceProtocol};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use rdkafka::{Offset, TopicPartitionList};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
@@ -290,6 +290,37 @@ impl Poller {
         Ok(())
     }
 
+    /// Assigns a partition anew at another place: librdkafka has stopped reading
+    /// it, and refuses to seek then.
+    fn restart(&mut self, source: &TopicPartition, place: i64) -> Result<()> {
+        if let Some(reading) = self.reading(source) {
+            reading.go_on_at(place);
+        }
+        let one = |source: &TopicPartition, place: i64| {
+            let mut list = TopicPartitionList::new();
+            list.add_partition_offset(source.topic.as_str(), source.partition, Offset::Offset(place)).map(|()| list)
+        };
+        let again = match self.client.rebalance_protocol() {
+            RebalanceProtocol::Eager => {
+                let mut all = TopicPartitionList::new();
+                let added = self.readings.iter().try_for_each(|reading| {
+                    let TopicPartition { topic, partition } = &reading.source;
+                    all.add_partition_offset(topic.as_str(), *partition, Offset::Offset(reading.expected))
+                });
+                added.and_then(|()| self.client.assign(&all))
+            }
+            RebalanceProtocol::Cooperative | RebalanceProtocol::None => one(source, place).and_then(|list| {
+                self.client.incremental_unassign(&list).and_then(|()| self.client.incremental_assign(&list))
+            }),
+        };
+        if again.is_err()
+            && let Some(reading) = self.reading(source)
+        {
+            reading.gone = true;
+        }
+        again.map_err(|error| self.attempt("reading on").failed(error))
+    }
+
     // Rebalances and errors.
 
     fn serve_main_queue(&mut self) {
@@ -509,7 +540,7 @@ impl Poller {
         for (source, epoch, wanted) in gone {
             let resumed = start::resolve(&self.client, &source, Start::Earliest, self.timeout)
                 .map_err(|error| self.attempt("asking where to go on").failed(error))
-                .and_then(|place| self.go_to(&source, place).map(|()| place));
+                .and_then(|place| self.restart(&source, place).map(|()| place));
             match resumed {
                 Ok(resumed_at) => self.send(Item::OffsetsGone { epoch, source, wanted, resumed_at }),
                 Err(error) => {
