@@ -207,3 +207,204 @@ async fn an_unreachable_broker_is_named() {
     let text = error.to_string();
     assert!(text.contains("127.0.0.1:1") && text.contains("out of reach"), "{text}");
 }
+
+/// Reads until partitions were assigned; gives them, sorted.
+async fn assigned(consumer: &Arc<dyn Consumer>) -> Vec<i32> {
+    loop {
+        if let Event::Assigned(partitions) = next(consumer).await {
+            let mut partitions: Vec<_> = partitions.into_iter().map(|partition| partition.source.partition).collect();
+            partitions.sort_unstable();
+            return partitions;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_revoked_partition_waits_for_its_last_commit() {
+    let Some(kafka) = kafka::shared("a_revoked_partition_waits_for_its_last_commit") else { return };
+    let log = log(kafka).await;
+    let topic = topic(&log, "revoked", 2, TopicSettings::default()).await;
+    let group = format!("group-{topic}");
+    let first = log.consumer(member(&group, &topic, Start::Earliest)).await.unwrap();
+    assert_eq!(assigned(&first).await, [0, 1]);
+    let second = log.consumer(member(&group, &topic, Start::Earliest)).await.unwrap();
+    let reading = second.clone();
+    let taken_over = tokio::spawn(async move { assigned(&reading).await });
+    let revocation = loop {
+        if let Event::Revoked(revocation) = next(&first).await {
+            break revocation;
+        }
+    };
+    assert_eq!(revocation.partitions.len(), 1);
+    let source = revocation.partitions[0].clone();
+    let commit = Commit { source: source.clone(), offset: 0, metadata: "last words".to_owned() };
+    first.commit(vec![commit.clone()]).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(700)).await;
+    assert!(!taken_over.is_finished(), "held back");
+    revocation.release();
+    // The first goes on meanwhile, as its owner would.
+    let other = first.clone();
+    let going_on = tokio::spawn(async move { while other.next().await.is_ok() {} });
+    assert_eq!(taken_over.await.unwrap(), [source.partition]);
+    let offsets = log.group_offsets(&group).await.unwrap();
+    assert_eq!(offsets[&source].metadata, "last words");
+    let late = first.commit(vec![commit]).await.unwrap_err();
+    assert!(matches!(late, Error::Fenced { .. }), "{late}");
+    first.close().await.unwrap();
+    second.close().await.unwrap();
+    going_on.await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_that_does_not_call_loses_its_partitions_and_may_come_back() {
+    let Some(kafka) = kafka::shared("a_member_that_does_not_call_loses_its_partitions_and_may_come_back") else { return };
+    let log = log(kafka).await;
+    let topic = topic(&log, "away", 1, TopicSettings::default()).await;
+    let group = format!("group-{topic}");
+    let mut config = member(&group, &topic, Start::Earliest);
+    config.session_timeout = Some(Duration::from_secs(6));
+    config.max_poll_interval = Duration::from_secs(1);
+    let lazy = log.consumer(config).await.unwrap();
+    assert_eq!(assigned(&lazy).await, [0]);
+    let eager = log.consumer(member(&group, &topic, Start::Earliest)).await.unwrap();
+    assert_eq!(assigned(&eager).await, [0]);
+    let source = TopicPartition::new(topic.clone(), 0);
+    let late = lazy.commit(vec![Commit { source, offset: 0, metadata: String::new() }]).await.unwrap_err();
+    assert!(matches!(late, Error::Fenced { .. }), "{late}");
+    eager.close().await.unwrap();
+    loop {
+        match next(&lazy).await {
+            Event::Lost(partitions) => assert_eq!(partitions.len(), 1),
+            Event::Assigned(partitions) => break assert_eq!(partitions.len(), 1),
+            _ => {}
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn offsets_in_a_transaction_are_fenced_by_ownership() {
+    let Some(kafka) = kafka::shared("offsets_in_a_transaction_are_fenced_by_ownership") else { return };
+    let log = log(kafka).await;
+    let topic = topic(&log, "fenced", 1, TopicSettings::default()).await;
+    let group = format!("group-{topic}");
+    let consumer = log.consumer(member(&group, &topic, Start::Earliest)).await.unwrap();
+    assert!(consumer.group_metadata().is_none());
+    assert_eq!(assigned(&consumer).await, [0]);
+    let source = TopicPartition::new(topic.clone(), 0);
+    let place = |offset| vec![Commit { source: source.clone(), offset, metadata: "txn".to_owned() }];
+    let mut transactional = log.transactional(TransactionalConfig::new(format!("{topic}"))).await.unwrap();
+    let current = consumer.group_metadata().unwrap();
+    transactional.begin().await.unwrap();
+    transactional.send(vec![record(&topic, "a")]).await.unwrap();
+    transactional.send_offsets(place(1), &current).await.unwrap();
+    transactional.commit().await.unwrap();
+    assert_eq!(log.group_offsets(&group).await.unwrap()[&source].offset, 1);
+    consumer.close().await.unwrap();
+    let successor = log.consumer(member(&group, &topic, Start::Earliest)).await.unwrap();
+    assert_eq!(assigned(&successor).await, [0]);
+    transactional.begin().await.unwrap();
+    transactional.send(vec![record(&topic, "b")]).await.unwrap();
+    let refused = transactional.send_offsets(place(2), &current).await.unwrap_err();
+    assert!(matches!(refused, Error::Fenced { .. }), "{refused}");
+    assert!(transactional.commit().await.is_err(), "only an abort may follow");
+    transactional.abort().await.unwrap();
+    assert_eq!(log.group_offsets(&group).await.unwrap()[&source].offset, 1);
+    // The next one with the same id ends this one.
+    let mut next = log.transactional(TransactionalConfig::new(format!("{topic}"))).await.unwrap();
+    transactional.begin().await.unwrap();
+    transactional.send(vec![record(&topic, "c")]).await.unwrap();
+    let fenced = transactional.commit().await.unwrap_err();
+    assert!(matches!(fenced, Error::Fenced { .. }), "{fenced}");
+    next.begin().await.unwrap();
+    next.send(vec![record(&topic, "d")]).await.unwrap();
+    next.commit().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn offsets_are_set_from_outside_only_without_members() {
+    let Some(kafka) = kafka::shared("offsets_are_set_from_outside_only_without_members") else { return };
+    let log = log(kafka).await;
+    let topic = topic(&log, "outside", 1, TopicSettings::default()).await;
+    let group = format!("group-{topic}");
+    let source = TopicPartition::new(topic.clone(), 0);
+    let commits = [Commit { source: source.clone(), offset: 7, metadata: "rewind".to_owned() }];
+    log.set_group_offsets(&group, &commits).await.unwrap();
+    assert_eq!(log.group_offsets(&group).await.unwrap()[&source].offset, 7);
+    let consumer = log.consumer(member(&group, &topic, Start::Earliest)).await.unwrap();
+    assigned(&consumer).await;
+    let refused = log.set_group_offsets(&group, &commits).await.unwrap_err();
+    assert!(matches!(refused, Error::GroupNotEmpty { members: 1, .. }), "{refused}");
+    consumer.close().await.unwrap();
+    log.set_group_offsets(&group, &commits).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_topic_made_later_is_picked_up_by_its_pattern() {
+    let Some(kafka) = kafka::shared("a_topic_made_later_is_picked_up_by_its_pattern") else { return };
+    let log = log(kafka).await;
+    let prefix = format!("later-{}", uuid::Uuid::new_v4());
+    let pattern = regex::Regex::new(&format!("{prefix}-.")).unwrap();
+    let subscription = Subscription::Group {
+        group: prefix.clone(),
+        topics: Vec::new(),
+        patterns: vec![pattern],
+        start: Start::Latest,
+    };
+    let consumer = log.consumer(ConsumerConfig::new("test", subscription)).await.unwrap();
+    let make = async |name: String| {
+        let topic = Topic::new(&name).unwrap();
+        let spec = TopicSpec { topic, partitions: 1, replication: None, settings: TopicSettings::default() };
+        log.ensure_topic(&spec).await.unwrap();
+        spec.topic
+    };
+    let producer = log.producer(ProducerConfig::default()).await.unwrap();
+    make(format!("{prefix}-ab")).await;
+    make(format!("{prefix}-a.dlq")).await;
+    let a = make(format!("{prefix}-a")).await;
+    producer.send(vec![record(&a, "before anybody looked")]).await.unwrap().await;
+    let begun = Instant::now();
+    let (values, _) = read_to_end(&consumer).await;
+    assert_eq!(values, ["before anybody looked"], "a partition that came later begins at its start");
+    let b = make(format!("{prefix}-b")).await;
+    producer.send(vec![record(&b, "b")]).await.unwrap().await;
+    let (values, _) = read_to_end(&consumer).await;
+    assert_eq!(values, ["b"]);
+    assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
+    let topics: Vec<_> = consumer.positions().into_keys().map(|source| source.topic).collect();
+    assert_eq!(topics, [a, b]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn paused_partitions_keep_what_was_read_ahead() {
+    let Some(kafka) = kafka::shared("paused_partitions_keep_what_was_read_ahead") else { return };
+    let log = log(kafka).await;
+    let topic = topic(&log, "paused", 1, TopicSettings::default()).await;
+    let producer = log.producer(ProducerConfig::default()).await.unwrap();
+    for report in producer.send((0..5000).map(|n| record(&topic, n.to_string())).collect()).await.unwrap().await {
+        report.unwrap();
+    }
+    let mut config = alone(&topic, Start::Earliest);
+    config.max_records = 100;
+    let consumer = log.consumer(config).await.unwrap();
+    let source = TopicPartition::new(topic.clone(), 0);
+    let mut seen = 0;
+    while seen < 100 {
+        if let Event::Records(batch) = next(&consumer).await {
+            assert!(batch.records.len() <= 100);
+            seen += batch.records.len();
+        }
+    }
+    consumer.pause(std::slice::from_ref(&source));
+    let quiet = tokio::time::timeout(Duration::from_secs(1), consumer.next()).await;
+    assert!(quiet.is_err(), "{quiet:?}");
+    consumer.resume(std::slice::from_ref(&source));
+    while seen < 5000 {
+        if let Event::Records(batch) = next(&consumer).await {
+            assert_eq!(batch.records[0].value.as_deref(), Some(seen.to_string().as_bytes()), "in order, none twice");
+            seen += batch.records.len();
+        }
+    }
+    consumer.seek(&source, Start::At(4990)).await.unwrap();
+    let (values, position) = read_to_end(&consumer).await;
+    assert_eq!((values.len(), position), (10, 5000));
+}
