@@ -5,6 +5,8 @@ pub mod condition;
 pub mod headers;
 pub mod names;
 pub mod partition;
+pub mod pipeline;
+pub mod plan;
 pub mod problem;
 pub mod registry;
 pub mod step;

@@ -1,0 +1,165 @@
+//! The shape of the graph: cycles, and steps that no document reaches. Steps are
+//! tied by outputs to steps, and by topics that one writes and another reads.
+
+use std::collections::VecDeque;
+
+use super::super::config::{StepConfig, Target};
+use super::super::tree::Path;
+use super::Checker;
+use crate::names::{PipelineName, Topic};
+use crate::step::{InputSource, StepType};
+
+/// An edge: to which step, and by which output.
+struct Edge {
+    to: usize,
+    output: usize,
+}
+
+impl Checker<'_> {
+    /// Looks at the graph of those steps that could be read.
+    pub(super) fn graph(&mut self, pipeline: Option<&PipelineName>, steps: &[Option<StepConfig>]) {
+        let edges: Vec<Vec<Edge>> = steps.iter().map(|step| edges_of(pipeline, step.as_ref(), steps)).collect();
+        self.cycles(steps, &edges);
+        // With a step missing, what it leads to cannot be told.
+        if steps.iter().all(Option::is_some) && self.findings.errors.is_empty() {
+            self.unreached(steps, &edges);
+        }
+    }
+
+    /// Every cycle needs a step that bounds the hops.
+    fn cycles(&mut self, steps: &[Option<StepConfig>], edges: &[Vec<Edge>]) {
+        let bounded = |step: usize| steps[step].as_ref().is_none_or(|step| step.max_hops.is_some());
+        let mut reported = vec![false; steps.len()];
+        for start in 0..steps.len() {
+            if bounded(start) || reported[start] {
+                continue;
+            }
+            let Some(path) = way_back(start, edges, &bounded) else { continue };
+            let name = |step: usize| steps[step].as_ref().map_or("?", |step| step.name.as_str());
+            let mut shown: Vec<_> = path.iter().map(|(step, _)| name(*step)).collect();
+            shown.push(name(start));
+            for (step, _) in &path {
+                reported[*step] = true;
+            }
+            let (last, output) = path.last().copied().unwrap_or((start, 0));
+            let message =
+                format!("documents can go round for ever: {}; give one of these steps `max_hops`", shown.join(" → "));
+            let at = self.output_path(last, output, steps);
+            self.error(&at, message);
+        }
+    }
+
+    fn unreached(&mut self, steps: &[Option<StepConfig>], edges: &[Vec<Edge>]) {
+        let steps: Vec<_> = steps.iter().flatten().collect();
+        let mut followed = vec![false; steps.len()];
+        for edge in edges.iter().flatten() {
+            followed[edge.to] = true;
+        }
+        let brings = |step: &StepConfig| step.step_type == StepType::Connector || !step.inputs.is_empty();
+        let mut roots: VecDeque<usize> = (0..steps.len()).filter(|n| brings(steps[*n])).collect();
+        if roots.is_empty() {
+            // Documents are submitted to the steps at the beginning.
+            roots = (0..steps.len()).filter(|n| !followed[*n]).collect();
+        }
+        if roots.is_empty() {
+            return;
+        }
+        let mut reached = vec![false; steps.len()];
+        while let Some(step) = roots.pop_front() {
+            if !std::mem::replace(&mut reached[step], true) {
+                roots.extend(edges[step].iter().map(|edge| edge.to));
+            }
+        }
+        for (index, step) in steps.iter().enumerate() {
+            let at = Path::default().field("steps").index(index).field("name");
+            if !reached[index] {
+                let message =
+                    format!("no connector or input leads to step {}; only submitted documents reach it", step.name);
+                self.findings.warning(self.tree, &at, message);
+            }
+            if step.step_type != StepType::Sink && step.outputs.is_empty() && step.allowed_topics.is_empty() {
+                let message = format!("step {} has no outputs; what comes of its documents is dropped", step.name);
+                self.findings.warning(self.tree, &at, message);
+            }
+        }
+    }
+
+    /// Where the output of a step stands in the text.
+    fn output_path(&self, step: usize, output: usize, steps: &[Option<StepConfig>]) -> Path {
+        let at = Path::default().field("steps").index(step);
+        let listed = at.field("outputs");
+        let to_step = steps[step].as_ref().and_then(|step| step.outputs.get(output));
+        match to_step.map(|output| &output.target) {
+            Some(Target::Step(target)) => {
+                let entries = (0..).map(|n| listed.index(n)).take_while(|path| self.tree.get(path).is_some());
+                let names = |path: &Path| match self.tree.get(&path.field("to")).map(|node| &node.kind) {
+                    Some(super::super::tree::Kind::Text(text)) => text.value == target.as_str(),
+                    _ => false,
+                };
+                entries.into_iter().find(names).map_or(listed, |path| path.field("to"))
+            }
+            _ => at.field("output_kafka_topics"),
+        }
+    }
+}
+
+fn edges_of(pipeline: Option<&PipelineName>, step: Option<&StepConfig>, steps: &[Option<StepConfig>]) -> Vec<Edge> {
+    let mut edges = Vec::new();
+    for (output, config) in step.iter().flat_map(|step| step.outputs.iter().enumerate()) {
+        for (to, other) in steps.iter().enumerate() {
+            let Some(other) = other else { continue };
+            let leads = match &config.target {
+                Target::Step(name) => other.name == *name,
+                Target::Topic(topic) => reads(pipeline, other, topic),
+            };
+            if leads {
+                edges.push(Edge { to, output });
+            }
+        }
+    }
+    edges
+}
+
+/// Whether a step reads a topic: named, matched, or its own default one.
+fn reads(pipeline: Option<&PipelineName>, step: &StepConfig, topic: &Topic) -> bool {
+    if step.step_type == StepType::Connector {
+        return false;
+    }
+    let own = pipeline.is_some_and(|pipeline| {
+        // The cluster's name is not known here; any will do.
+        let mut parts = topic.as_str().split('.');
+        let (_, of, named, end) = (parts.next(), parts.next(), parts.next(), parts.next());
+        of == Some(pipeline.as_str()) && named == Some(step.name.as_str()) && end.is_none()
+    });
+    own || step.inputs.iter().any(|input| match &input.source {
+        InputSource::Topic(name) => name == topic,
+        InputSource::Pattern(pattern) => {
+            !topic.is_internal()
+                && regex::Regex::new(&format!("^(?:{pattern})$")).is_ok_and(|regex| regex.is_match(topic.as_str()))
+        }
+    })
+}
+
+/// The shortest way from a step back to itself that passes no bounded step, as
+/// steps and the outputs taken.
+fn way_back(start: usize, edges: &[Vec<Edge>], bounded: &impl Fn(usize) -> bool) -> Option<Vec<(usize, usize)>> {
+    let mut came_from: Vec<Option<(usize, usize)>> = vec![None; edges.len()];
+    let mut queue = VecDeque::from([start]);
+    while let Some(step) = queue.pop_front() {
+        for edge in &edges[step] {
+            if edge.to == start {
+                let mut path = vec![(step, edge.output)];
+                while let Some(before) = path.last().filter(|(at, _)| *at != start).and_then(|(at, _)| came_from[*at]) {
+                    path.push(before);
+                }
+                path.reverse();
+                return Some(path);
+            }
+            if !bounded(edge.to) && came_from[edge.to].is_none() {
+                came_from[edge.to] = Some((step, edge.output));
+                queue.push_back(edge.to);
+            }
+        }
+    }
+    None
+}

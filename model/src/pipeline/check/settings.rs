@@ -1,0 +1,207 @@
+//! How steps run: units, and what is not supported yet.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::super::config::TopicPolicy;
+use super::super::tree::Path;
+use super::super::wire;
+use super::Checker;
+use crate::step::{Batch, Delivery, Hydration, OnExhausted, Ordering, Retries};
+use crate::text::{parse_duration, parse_size};
+
+/// Settings of a step with everything filled in.
+#[derive(Debug, Clone)]
+pub(super) struct Settings {
+    pub delivery: Delivery,
+    pub ordering: Ordering,
+    pub concurrency: usize,
+    pub batch: Option<Batch>,
+    pub retries: Retries,
+    pub on_exhausted: OnExhausted,
+    pub timeout: Duration,
+    pub revoke_grace: Duration,
+    pub max_hops: Option<u32>,
+    pub topics: TopicPolicy,
+    pub claim_threshold: u64,
+    pub hydration: Hydration,
+    pub hydrate_max: u64,
+    pub consumer: BTreeMap<String, String>,
+    pub producer: BTreeMap<String, String>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            delivery: Delivery::default(),
+            ordering: Ordering::default(),
+            concurrency: 0,
+            batch: None,
+            retries: Retries::default(),
+            on_exhausted: OnExhausted::default(),
+            timeout: Duration::from_secs(60),
+            revoke_grace: Duration::from_secs(5),
+            max_hops: None,
+            topics: TopicPolicy::default(),
+            claim_threshold: 256 * 1024,
+            hydration: Hydration::default(),
+            hydrate_max: 64 * 1024 * 1024,
+            consumer: BTreeMap::new(),
+            producer: BTreeMap::new(),
+        }
+    }
+}
+
+/// Settings of the Kafka clients that are the runtime's own: another value would
+/// break what it promises.
+const RESERVED: [&str; 10] = [
+    "acks",
+    "auto.offset.reset",
+    "enable.auto.commit",
+    "enable.auto.offset.store",
+    "enable.idempotence",
+    "group.id",
+    "isolation.level",
+    "partitioner",
+    "request.required.acks",
+    "transactional.id",
+];
+
+impl Checker<'_> {
+    /// Settings as given at `at`, over those of `base`.
+    pub(super) fn settings(&mut self, given: Option<&wire::Settings>, at: &Path, base: Option<&Settings>) -> Settings {
+        let mut settings = base.cloned().unwrap_or_default();
+        let Some(given) = given else { return settings };
+        self.unsupported(given, at);
+        take(&mut settings.delivery, given.delivery);
+        take(&mut settings.ordering, given.ordering);
+        take(&mut settings.concurrency, given.concurrency.map(|n| n as usize));
+        take(&mut settings.on_exhausted, given.on_exhausted);
+        take(&mut settings.topics, given.topics);
+        take(&mut settings.hydration, given.hydration);
+        settings.max_hops = given.max_hops.or(settings.max_hops);
+        take(&mut settings.timeout, self.duration(given.timeout.as_deref(), &at.field("timeout"), 1));
+        take(&mut settings.revoke_grace, self.duration(given.revoke_grace.as_deref(), &at.field("revoke_grace"), 0));
+        take(&mut settings.claim_threshold, self.size(given.claim_threshold.as_ref(), &at.field("claim_threshold")));
+        take(&mut settings.hydrate_max, self.size(given.hydrate_max.as_ref(), &at.field("hydrate_max")));
+        if let Some(retries) = &given.retries {
+            settings.retries = self.retries(retries, &at.field("retries"), settings.retries);
+        }
+        if let Some(batch) = &given.batch {
+            settings.batch = Some(self.batch(batch, &at.field("batch"), settings.batch));
+        }
+        if let Some(kafka) = &given.kafka {
+            let at = at.field("kafka");
+            self.client(kafka.consumer.as_ref(), &at.field("consumer"), &mut settings.consumer);
+            self.client(kafka.producer.as_ref(), &at.field("producer"), &mut settings.producer);
+        }
+        settings
+    }
+
+    /// What is part of the format and comes later is refused, never ignored.
+    fn unsupported(&mut self, given: &wire::Settings, at: &Path) {
+        let delivery = match given.delivery {
+            Some(Delivery::ExactlyOnce) => Some("delivery EXACTLY_ONCE is not supported yet; use AT_LEAST_ONCE"),
+            Some(Delivery::AtMostOnce) => Some("delivery AT_MOST_ONCE is not supported yet; use AT_LEAST_ONCE"),
+            Some(Delivery::AtLeastOnce) | None => None,
+        };
+        let hydration = match given.hydration {
+            Some(Hydration::Lazy) => Some("hydration LAZY is not supported yet; use EAGER"),
+            Some(Hydration::Never) => Some("hydration NEVER is not supported yet; use EAGER"),
+            Some(Hydration::Eager) | None => None,
+        };
+        let on_exhausted = match given.on_exhausted {
+            Some(OnExhausted::Pause) => Some("on_exhausted PAUSE is not supported yet; use DEAD_LETTER or SKIP"),
+            Some(OnExhausted::DeadLetter | OnExhausted::Skip) | None => None,
+        };
+        let rate = given.stop_at_failure_rate.map(|_| "stop_at_failure_rate is not supported yet; leave it out");
+        for (field, reason) in [
+            ("delivery", delivery),
+            ("hydration", hydration),
+            ("on_exhausted", on_exhausted),
+            ("stop_at_failure_rate", rate),
+        ] {
+            if let Some(reason) = reason {
+                self.error(&at.field(field), reason);
+            }
+        }
+    }
+
+    fn retries(&mut self, given: &wire::Retries, at: &Path, base: Retries) -> Retries {
+        let mut retries = base;
+        take(&mut retries.attempts, given.attempts);
+        take(&mut retries.initial, self.duration(given.initial.as_deref(), &at.field("initial"), 0));
+        take(&mut retries.max, self.duration(given.max.as_deref(), &at.field("max"), 0));
+        take(&mut retries.factor, given.factor);
+        take(&mut retries.jitter, given.jitter);
+        if retries.max < retries.initial {
+            let reason = "the longest wait is shorter than the first one; raise `max` or lower `initial`";
+            self.error(&at.field(if given.max.is_some() { "max" } else { "initial" }), reason);
+        }
+        retries
+    }
+
+    fn batch(&mut self, given: &wire::Batch, at: &Path, base: Option<Batch>) -> Batch {
+        let default = Batch { records: 100, bytes: 4 * 1024 * 1024, wait: Duration::from_millis(100) };
+        let mut batch = base.unwrap_or(default);
+        take(&mut batch.records, given.records.map(|n| n as usize));
+        let bytes = self.size(given.bytes.as_ref(), &at.field("bytes"));
+        take(&mut batch.bytes, bytes.and_then(|bytes| usize::try_from(bytes).ok()));
+        take(&mut batch.wait, self.duration(given.wait.as_deref(), &at.field("wait"), 0));
+        batch
+    }
+
+    fn client(
+        &mut self,
+        given: Option<&BTreeMap<String, Option<wire::Scalar>>>,
+        at: &Path,
+        settings: &mut BTreeMap<String, String>,
+    ) {
+        for (name, value) in given.into_iter().flatten() {
+            if RESERVED.contains(&name.as_str()) {
+                self.error(
+                    &at.field(name),
+                    format!("{name} is set by the runtime, which needs it as it is; leave it out"),
+                );
+            } else if let Some(value) = value {
+                settings.insert(name.clone(), value.to_string());
+            }
+        }
+    }
+
+    fn duration(&mut self, text: Option<&str>, at: &Path, at_least_millis: u64) -> Option<Duration> {
+        let text = text?;
+        match parse_duration(text) {
+            Some(duration) if duration >= Duration::from_millis(at_least_millis) => Some(duration),
+            Some(_) => {
+                self.error(at, format!("found {text:?}, expected at least {at_least_millis}ms"));
+                None
+            }
+            None => {
+                self.error(at, format!("found {text:?}, expected a duration such as `500ms`, `60s` or `5m`"));
+                None
+            }
+        }
+    }
+
+    fn size(&mut self, size: Option<&wire::Size>, at: &Path) -> Option<u64> {
+        match size? {
+            wire::Size::Bytes(bytes) => Some(*bytes),
+            wire::Size::Text(text) => {
+                let bytes = parse_size(text);
+                if bytes.is_none() {
+                    let reason =
+                        format!("found {text:?}, expected a size such as `8MiB`, `256KiB` or a number of bytes");
+                    self.error(at, reason);
+                }
+                bytes
+            }
+        }
+    }
+}
+
+fn take<T>(setting: &mut T, given: Option<T>) {
+    if let Some(given) = given {
+        *setting = given;
+    }
+}
