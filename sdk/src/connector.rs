@@ -80,6 +80,15 @@ impl Emitter {
         self.hand_over(EmissionContent::Unchanged { id: id.to_owned() }, StateChanges::new()).await.map(drop)
     }
 
+    /// Says that a document was found as it was last time, though what the state
+    /// says of it must change (the same content with a new time). Nothing is sent.
+    ///
+    /// # Errors
+    /// When the step has stopped.
+    pub async fn refreshed(&self, id: &str, changes: StateChanges) -> Result<Receipt> {
+        self.hand_over(EmissionContent::Unchanged { id: id.to_owned() }, changes).await
+    }
+
     async fn hand_over(&self, content: EmissionContent, changes: StateChanges) -> Result<Receipt> {
         let (settled, receipt) = oneshot::channel();
         let emission = Emission { content, changes, settled };
