@@ -1,0 +1,7 @@
+//! The object sink as a process of its own.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    pipedoc_sdk::main::<pipedoc_object_sink::ObjectSink>()
+}
