@@ -4,6 +4,8 @@
 //! Knows topics, records, groups and objects; knows nothing of pipelines, steps
 //! or documents.
 
+#[cfg(feature = "conformance")]
+pub mod conformance;
 mod embedded;
 pub mod error;
 pub mod kafka;

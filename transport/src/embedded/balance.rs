@@ -118,10 +118,7 @@ struct Division<'a> {
 
 impl<'a> Division<'a> {
     /// Begins with what members hold or are promised already, as far as they still want it.
-    fn of(
-        members: &'a BTreeMap<MemberId, BTreeSet<Topic>>,
-        leases: &'a BTreeMap<TopicPartition, Lease>,
-    ) -> Self {
+    fn of(members: &'a BTreeMap<MemberId, BTreeSet<Topic>>, leases: &'a BTreeMap<TopicPartition, Lease>) -> Self {
         let mut division = Self {
             members,
             partitions: leases.keys().collect(),

@@ -525,9 +525,7 @@ impl<B: Backend> Drop for Reader<B> {
 /// Refuses metadata that is too long.
 pub(crate) fn check_metadata(commits: &[Commit]) -> Result<()> {
     match commits.iter().find(|commit| commit.metadata.len() > METADATA_LIMIT) {
-        Some(commit) => {
-            Err(Error::MetadataTooLarge { partition: commit.source.clone(), size: commit.metadata.len() })
-        }
+        Some(commit) => Err(Error::MetadataTooLarge { partition: commit.source.clone(), size: commit.metadata.len() }),
         None => Ok(()),
     }
 }

@@ -1,0 +1,135 @@
+//! What every log must do, as tests that run on any of them.
+//!
+//! A [`Bed`] opens handles on one log. [`conformance!`](crate::conformance!)
+//! makes one `#[tokio::test]` of each case; [`run_all`] runs them one after the
+//! other in one test. The cases poll for what they expect, never sleep for it,
+//! and hold on a broker too: rebalances take their time and in steps, and
+//! offsets have gaps.
+
+// A case that does not hold is to panic, with a word on what was expected.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
+
+mod administration;
+mod ends;
+mod fencing;
+mod groups;
+mod reading;
+mod records;
+mod tools;
+mod transactions;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use futures::future::BoxFuture;
+
+use crate::log::Log;
+
+pub use administration::*;
+pub use ends::*;
+pub use fencing::*;
+pub use groups::*;
+pub use reading::*;
+pub use records::*;
+pub use transactions::*;
+
+/// Where a log to be tested is.
+#[async_trait]
+pub trait Bed: Send + Sync {
+    /// A handle on the log; each call is as another process on the same log.
+    async fn open(&self) -> Arc<dyn Log>;
+
+    /// How long to wait for something that has to happen.
+    fn patience(&self) -> Duration {
+        Duration::from_secs(30)
+    }
+}
+
+/// One case.
+pub type Case = for<'a> fn(&'a dyn Bed) -> BoxFuture<'a, ()>;
+
+/// Runs every case, one after the other, and says which.
+///
+/// # Panics
+/// When a case does not hold.
+pub async fn run_all(bed: &dyn Bed) {
+    for (name, case) in cases() {
+        eprintln!("conformance: {name}");
+        case(bed).await;
+    }
+}
+
+/// Calls a macro with the names of all cases, after tokens of its own.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! conformance_cases {
+    ($each:path, $($own:tt)*) => {
+        $each! { [$($own)*]
+            records_of_a_partition_keep_their_order,
+            keys_choose_partitions_as_kafkas_java_client_does,
+            members_share_partitions_and_take_over,
+            reading_resumes_where_the_group_committed,
+            a_transaction_commits_records_and_offsets_at_once,
+            an_aborted_transaction_was_never_there,
+            a_tombstone_is_not_an_empty_value,
+            headers_come_back_as_they_were_sent,
+            a_pattern_picks_up_topics_made_later,
+            a_paused_partition_rests_and_goes_on,
+            seeking_goes_on_elsewhere,
+            a_large_value_comes_back_whole,
+            a_record_fits_to_the_byte,
+            what_cannot_be_written_does_not_hold_up_the_rest,
+            timestamps_are_kept_and_found,
+            a_cancelled_next_loses_nothing,
+            reading_begins_where_it_was_told,
+            overtaken_offsets_are_told,
+            positions_and_ends_are_known,
+            the_end_of_a_partition_is_told_each_time,
+            the_end_is_told_behind_transactions,
+            a_revocation_holds_partitions_back_while_it_lasts,
+            a_member_that_is_not_polled_is_fenced,
+            an_offset_of_a_stale_member_fails_the_transaction,
+            a_new_transactional_id_fences_the_old,
+            offsets_are_set_only_while_a_group_is_empty,
+            commit_metadata_has_a_limit,
+            a_closed_consumer_frees_its_partitions_at_once,
+            a_topic_grows_and_never_shrinks,
+            a_deleted_topic_is_gone,
+            a_flush_waits_for_what_was_sent
+        }
+    };
+}
+
+/// Makes one `#[tokio::test]` of each case; the argument is an expression that
+/// gives a [`Bed`](crate::conformance::Bed) and may await.
+#[macro_export]
+macro_rules! conformance {
+    ($bed:expr) => {
+        $crate::conformance_cases!($crate::conformance_tests, $bed);
+    };
+}
+
+#[doc(hidden)]
+#[macro_export]
+macro_rules! conformance_tests {
+    ([$bed:expr] $($name:ident),*) => {
+        $(
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $name() {
+                $crate::conformance::$name(&$bed).await;
+            }
+        )*
+    };
+}
+
+macro_rules! list_cases {
+    ([] $($name:ident),*) => {
+        /// All cases by name.
+        #[must_use]
+        pub fn cases() -> Vec<(&'static str, Case)> {
+            vec![$((stringify!($name), |bed| Box::pin($name(bed)))),*]
+        }
+    };
+}
+crate::conformance_cases!(list_cases,);
