@@ -28,13 +28,16 @@ pub fn parse(text: &str) -> Option<Timestamp> {
         .or_else(|| {
             // OpenDocument writes fractions of a second and no zone.
             let whole = text.split_once('.').map_or(text, |(whole, _)| whole);
-            LOCAL.iter().find_map(|format| PrimitiveDateTime::parse(whole, format).ok()).map(PrimitiveDateTime::assume_utc)
+            LOCAL
+                .iter()
+                .find_map(|format| PrimitiveDateTime::parse(whole, format).ok())
+                .map(PrimitiveDateTime::assume_utc)
         })
-        .or_else(|| DATE.iter().find_map(|format| Date::parse(text, format).ok()).map(|date| date.midnight().assume_utc()))?;
-    (moment.year() > 0).then(|| Timestamp {
-        seconds: moment.unix_timestamp(),
-        nanos: i32::try_from(moment.nanosecond()).unwrap_or(0),
-    })
+        .or_else(|| {
+            DATE.iter().find_map(|format| Date::parse(text, format).ok()).map(|date| date.midnight().assume_utc())
+        })?;
+    (moment.year() > 0)
+        .then(|| Timestamp { seconds: moment.unix_timestamp(), nanos: i32::try_from(moment.nanosecond()).unwrap_or(0) })
 }
 
 /// Mail dates whose comment or zone name RFC 2822 readers refuse.

@@ -92,7 +92,9 @@ pub fn detect(name: &str, bytes: &[u8]) -> Detected {
     }
     match text::decode(bytes) {
         Some(decoded) => of_text(name, &decoded.text),
-        None => Detected::new(Kind::Unsupported, infer::get(bytes).map_or("application/octet-stream", |t| t.mime_type())),
+        None => {
+            Detected::new(Kind::Unsupported, infer::get(bytes).map_or("application/octet-stream", |t| t.mime_type()))
+        }
     }
 }
 
@@ -191,7 +193,10 @@ fn zip(bytes: &[u8]) -> Detected {
         let mime = [(&b"word/"[..], DOCX), (b"ppt/", PPTX), (b"xl/", XLSX)]
             .into_iter()
             .find(|(folder, _)| find(bytes, folder).is_some())
-            .map_or_else(|| stored_mimetype(bytes).unwrap_or_else(|| "application/zip".to_owned()), |(_, m)| m.to_owned());
+            .map_or_else(
+                || stored_mimetype(bytes).unwrap_or_else(|| "application/zip".to_owned()),
+                |(_, m)| m.to_owned(),
+            );
         return Detected::new(Kind::TruncatedZip, mime);
     };
     let mut mime = String::new();

@@ -42,7 +42,9 @@ pub enum Error {
         limit: u64,
     },
     /// The file unpacks to more than the parser takes.
-    #[error("file {name:?} would unpack to {size} bytes, more than the {limit} that are allowed (a decompression bomb?)")]
+    #[error(
+        "file {name:?} would unpack to {size} bytes, more than the {limit} that are allowed (a decompression bomb?)"
+    )]
     Expands {
         /// The file.
         name: String,

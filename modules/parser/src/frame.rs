@@ -49,7 +49,8 @@ pub(crate) fn read_request(from: &mut impl Read) -> io::Result<Option<Request>> 
         Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
         other => other?,
     }
-    let [name_length, size, max_size] = [(0, 4), (4, 12), (12, 20)].map(|(start, end)| little_endian(&header[start..end]));
+    let [name_length, size, max_size] =
+        [(0, 4), (4, 12), (12, 20)].map(|(start, end)| little_endian(&header[start..end]));
     let mut name = vec![0; usize_of(name_length)?];
     from.read_exact(&mut name)?;
     let mut bytes = vec![0; usize_of(size)?];

@@ -116,9 +116,14 @@ mod tests {
 
     #[test]
     fn languages_become_tags_or_nothing() {
-        for (stated, tag) in
-            [("en", "en"), ("EN_us", "en-US"), ("de_DE.UTF-8", "de-DE"), ("zh-hant-tw", "zh-Hant-TW"), ("???", ""), ("", "")]
-        {
+        for (stated, tag) in [
+            ("en", "en"),
+            ("EN_us", "en-US"),
+            ("de_DE.UTF-8", "de-DE"),
+            ("zh-hant-tw", "zh-Hant-TW"),
+            ("???", ""),
+            ("", ""),
+        ] {
             assert_eq!(language(stated), tag, "{stated:?}");
         }
     }

@@ -21,7 +21,7 @@ pub(super) fn extract(file: File<'_>, mime: &str) -> Result<PipeDoc, crate::erro
     match (&message.plain_text, &message.html_content) {
         (Some(text), _) if !text.trim().is_empty() => doc.body = tidy(text),
         (_, Some(html)) => {
-            doc.body = office::extract(File { bytes: html.as_bytes(), ..file }, "text/html")?.body;
+            doc.body = office::html(file, html)?.body;
             fields::set(&mut doc, "body_format", "markdown");
         }
         _ => doc.body = tidy(&message.cleaned_text),
@@ -40,8 +40,11 @@ pub(super) fn extract(file: File<'_>, mime: &str) -> Result<PipeDoc, crate::erro
     if let Some(id) = message.message_id {
         fields::set(&mut doc, "message_id", id);
     }
-    let attachments: Vec<String> =
-        message.attachments.iter().filter_map(|attachment| attachment.filename.clone().or(attachment.name.clone())).collect();
+    let attachments: Vec<String> = message
+        .attachments
+        .iter()
+        .filter_map(|attachment| attachment.filename.clone().or(attachment.name.clone()))
+        .collect();
     for name in &attachments {
         doc.parse_warnings.push(warning("attachment-not-read", "an attachment was not read", name));
     }

@@ -18,8 +18,12 @@ pub(super) fn extract(decoded: &Decoded) -> PipeDoc {
         let first = values.first().cloned().unwrap_or_default();
         match key.as_str() {
             "title" => doc.title = first,
-            "author" | "authors" => doc.authors = values.iter().flat_map(|value| fields::split(value, &[';', ','])).collect(),
-            "keywords" | "tags" => doc.keywords = values.iter().flat_map(|value| fields::split(value, &[';', ','])).collect(),
+            "author" | "authors" => {
+                doc.authors = values.iter().flat_map(|value| fields::split(value, &[';', ','])).collect()
+            }
+            "keywords" | "tags" => {
+                doc.keywords = values.iter().flat_map(|value| fields::split(value, &[';', ','])).collect()
+            }
             "lang" | "language" => doc.language = fields::language(&first),
             "date" | "created" => doc.created_at = dates::parse(&first),
             "modified" | "updated" | "lastmod" => doc.modified_at = dates::parse(&first),
@@ -59,7 +63,7 @@ pub(super) fn first_heading(body: &str) -> Option<String> {
 }
 
 /// A YAML block between two `---` lines at the very start, and what follows it.
-fn split_front_matter(text: &str) -> (Option<&str>, &str) {
+pub(super) fn split_front_matter(text: &str) -> (Option<&str>, &str) {
     let Some(rest) = text.strip_prefix("---\n") else { return (None, text) };
     let end = rest.find("\n---\n").map(|at| (at, at + 5)).or_else(|| rest.find("\n...\n").map(|at| (at, at + 5)));
     match end {

@@ -15,9 +15,8 @@ use crate::detect::{self, Detected, Kind, find};
 use crate::error::Error;
 use crate::text;
 
-/// A file may unpack to so many times `max_unpacked`'s unit: the parser's
-/// `max_file_size`. Office files compress well, so a file near the limit may
-/// still be read.
+/// A file may unpack to so many times the parser's `max_file_size`: office files
+/// compress well.
 const EXPANSION: u64 = 4;
 
 /// A file to be read.
@@ -109,7 +108,11 @@ fn note_encoding(doc: &mut PipeDoc, encoding: &'static str, lossy: bool) {
         fields::set(doc, "encoding", encoding);
     }
     if lossy {
-        doc.parse_warnings.push(warning("unreadable-bytes", format!("some bytes are no {encoding} and were replaced"), ""));
+        doc.parse_warnings.push(warning(
+            "unreadable-bytes",
+            format!("some bytes are no {encoding} and were replaced"),
+            "",
+        ));
     }
 }
 
@@ -128,7 +131,7 @@ fn html(file: File<'_>) -> Result<PipeDoc, Error> {
         Some(encoding) if std::str::from_utf8(file.bytes).is_err() => text::with(encoding, file.bytes),
         _ => text::decode(file.bytes).unwrap_or_else(|| text::with(encoding_rs::UTF_8, file.bytes)),
     };
-    let mut doc = office::extract(File { bytes: decoded.text.as_bytes(), ..file }, "text/html")?;
+    let mut doc = office::html(file, &decoded.text)?;
     note_encoding(&mut doc, decoded.encoding, decoded.lossy);
     Ok(doc)
 }

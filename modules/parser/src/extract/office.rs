@@ -2,6 +2,7 @@
 //! what the file states about itself.
 
 use kreuzberg::core::config::{OutputFormat, PageConfig};
+use kreuzberg::extraction::html::convert_html_to_markdown_with_metadata;
 use kreuzberg::{ExtractionConfig, ExtractionResult, KreuzbergError};
 use pipedoc_sdk::proto::v1::PipeDoc;
 
@@ -12,21 +13,63 @@ use crate::error::Error;
 /// Fields of the library's metadata that fill fixed fields of the document, say
 /// nothing about the file, or repeat its content.
 const TAKEN: &[&str] = &[
-    "title", "authors", "author", "keywords", "tags", "language", "created_at", "modified_at", "pages", "error", "headers",
-    "links", "images", "structured_data", "output_format", "extraction_duration_ms", "format_type", "json_schema",
-    "meta_tags", "open_graph", "twitter_card", "image_preprocessing", "creator", "date", "word_count", "line_count",
+    "title",
+    "authors",
+    "author",
+    "keywords",
+    "tags",
+    "language",
+    "created_at",
+    "modified_at",
+    "pages",
+    "error",
+    "headers",
+    "links",
+    "images",
+    "structured_data",
+    "output_format",
+    "extraction_duration_ms",
+    "format_type",
+    "json_schema",
+    "meta_tags",
+    "open_graph",
+    "twitter_card",
+    "image_preprocessing",
+    "creator",
+    "date",
+    "word_count",
+    "line_count",
     "character_count",
+    "slide_names",
+    "slide_titles",
+    "hidden_slides",
+    "name",
 ];
 
 pub(super) fn extract(file: File<'_>, mime: &str) -> Result<PipeDoc, Error> {
     let result = run(file, mime)?;
-    let mut doc = PipeDoc { body: tidy(&result.content), ..PipeDoc::default() };
-    fields::set(&mut doc, "body_format", "markdown");
-    describe(&mut doc, &result);
+    let mut doc = markdown_document(&result.content);
+    describe(&mut doc, &serde_json::to_value(&result.metadata).unwrap_or_default());
     for problem in &result.processing_warnings {
         doc.parse_warnings.push(warning("incomplete", problem.message.to_string(), problem.source.to_string()));
     }
     Ok(doc)
+}
+
+/// Reads HTML that was decoded already.
+pub(super) fn html(file: File<'_>, text: &str) -> Result<PipeDoc, Error> {
+    let converted = convert_html_to_markdown_with_metadata(text, None, Some(OutputFormat::Markdown));
+    let (content, metadata) = converted.map_err(|error| file.damaged("text/html", error.to_string()))?;
+    // The library repeats what it found in the head as a front matter.
+    let mut doc = markdown_document(markdown::split_front_matter(&content).1);
+    describe(&mut doc, &serde_json::to_value(&metadata).unwrap_or_default());
+    Ok(doc)
+}
+
+fn markdown_document(content: &str) -> PipeDoc {
+    let mut doc = PipeDoc { body: content.trim().to_owned(), ..PipeDoc::default() };
+    fields::set(&mut doc, "body_format", "markdown");
+    doc
 }
 
 fn run(file: File<'_>, mime: &str) -> Result<ExtractionResult, Error> {
@@ -58,12 +101,13 @@ fn run(file: File<'_>, mime: &str) -> Result<ExtractionResult, Error> {
 }
 
 /// What the file states about itself.
-fn describe(doc: &mut PipeDoc, result: &ExtractionResult) {
-    let stated = serde_json::to_value(&result.metadata).unwrap_or_default();
+fn describe(doc: &mut PipeDoc, stated: &serde_json::Value) {
     let text = |name: &str| stated.get(name).and_then(|value| value.as_str()).map(str::trim).unwrap_or_default();
     let texts = |name: &str| -> Vec<String> {
         match stated.get(name) {
-            Some(serde_json::Value::Array(items)) => items.iter().filter_map(|item| item.as_str()).map(str::to_owned).collect(),
+            Some(serde_json::Value::Array(items)) => {
+                items.iter().filter_map(|item| item.as_str()).map(str::to_owned).collect()
+            }
             Some(serde_json::Value::String(one)) => vec![one.clone()],
             _ => Vec::new(),
         }
@@ -104,9 +148,4 @@ fn people(lists: &[Vec<String>]) -> Vec<String> {
         }
     }
     people
-}
-
-/// The library's text without the spaces and empty lines around it.
-fn tidy(content: &str) -> String {
-    content.trim().to_owned()
 }

@@ -35,10 +35,16 @@ pub(super) fn extract(file: File<'_>) -> Result<PipeDoc, Error> {
     for number in &numbers {
         let text = match page(&document, *number) {
             Ok(text) => tidy(&text),
-            Err(reason) => {
-                failures.push((*number, reason));
-                String::new()
-            }
+            Err(reason) => match simply(&document, *number) {
+                Some(text) => {
+                    doc.parse_warnings.push(warning("simplified-page", reason, format!("page {number}")));
+                    tidy(&text)
+                }
+                None => {
+                    failures.push((*number, reason));
+                    String::new()
+                }
+            },
         };
         if !doc.body.is_empty() && !text.is_empty() {
             doc.body.push_str("\n\n");
@@ -82,6 +88,13 @@ fn page(document: &Document, number: u32) -> Result<String, String> {
         Ok(Err(error)) => Err(error.to_string()),
         Err(panic) => Err(format!("its content breaks the reader: {}", crate::child::panic_message(panic.as_ref()))),
     }
+}
+
+/// The text of a page in the order of the file, without regard to where it
+/// stands on the page: better than nothing where [`page`] fails.
+fn simply(document: &Document, number: u32) -> Option<String> {
+    let read = catch_unwind(AssertUnwindSafe(|| document.extract_text(&[number])));
+    read.ok()?.ok().filter(|text| !text.trim().is_empty())
 }
 
 /// What the file states about itself: the information dictionary (ISO 32000-1,
