@@ -5,6 +5,4 @@
 //! common lies here. The bed knows how servers are started and stopped, and
 //! nothing of what is tested with them.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // All of this crate is tests.
-
 pub mod bed;

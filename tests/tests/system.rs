@@ -6,6 +6,7 @@
 
 mod system {
     mod bed;
+    mod conformance;
     mod kafka_log;
     mod processes;
     mod run;

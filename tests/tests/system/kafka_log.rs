@@ -257,7 +257,9 @@ async fn a_revoked_partition_waits_for_its_last_commit() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_member_that_does_not_call_loses_its_partitions_and_may_come_back() {
-    let Some(kafka) = kafka::shared("a_member_that_does_not_call_loses_its_partitions_and_may_come_back") else { return };
+    let Some(kafka) = kafka::shared("a_member_that_does_not_call_loses_its_partitions_and_may_come_back") else {
+        return;
+    };
     let log = log(kafka).await;
     let topic = topic(&log, "away", 1, TopicSettings::default()).await;
     let group = format!("group-{topic}");

@@ -67,12 +67,7 @@ impl<'a> Attempt<'a> {
     }
 
     fn backend(&self, retryable: bool, error: KafkaError) -> Error {
-        Error::Backend {
-            operation: self.operation,
-            target: self.contact.target(),
-            retryable,
-            source: Arc::new(error),
-        }
+        Error::Backend { operation: self.operation, target: self.contact.target(), retryable, source: Arc::new(error) }
     }
 }
 

@@ -27,7 +27,9 @@ pub(super) async fn offsets(log: &KafkaLog, group: &str) -> Result<BTreeMap<Topi
     blocking(move || {
         let mut asked = TopicPartitionList::new();
         for (topic, partitions) in &listing {
-            (0..*partitions).for_each(|partition| drop(asked.add_partition(topic.as_str(), partition)));
+            for partition in 0..*partitions {
+                asked.add_partition(topic.as_str(), partition);
+            }
         }
         if asked.count() == 0 {
             return Ok(BTreeMap::new());

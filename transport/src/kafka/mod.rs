@@ -20,8 +20,8 @@
 //! librdkafka's blocking calls (metadata, commits, transactions) never run on an
 //! async worker: they go to `spawn_blocking` or to threads of ours.
 
-mod contact;
 mod consumer;
+mod contact;
 mod delivery;
 mod failure;
 mod groups;
@@ -121,6 +121,10 @@ impl Log for KafkaLog {
 
     async fn offsets_at(&self, topic: &Topic, millis: i64) -> Result<Vec<i64>> {
         groups::offsets_at(self, topic, millis).await
+    }
+
+    async fn delete_records(&self, source: &TopicPartition, before: i64) -> Result<()> {
+        self.topics.delete_records(source, before).await
     }
 
     async fn group_offsets(&self, group: &str) -> Result<BTreeMap<TopicPartition, Committed>> {

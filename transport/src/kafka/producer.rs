@@ -56,8 +56,7 @@ impl KafkaProducer {
                 return Ok(writer.clone());
             }
         }
-        let config =
-            settings::producer(&self.log.config, &self.config.client_id, &self.config.settings, batch_bytes);
+        let config = settings::producer(&self.log.config, &self.config.client_id, &self.config.settings, batch_bytes);
         let attempt = Attempt::new("making a producer", &self.log.contact, Duration::ZERO);
         let writer = config.create_with_context(WriterContext(self.deliveries.clone()));
         let writer: Arc<Writer> = Arc::new(writer.map_err(|error| attempt.failed(error))?);

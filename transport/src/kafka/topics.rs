@@ -10,17 +10,20 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use pipedoc_model::names::Topic;
-use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, NewPartitions, NewTopic, ResourceSpecifier, TopicReplication};
+use rdkafka::admin::{
+    AdminClient, AdminOptions, AlterConfig, NewPartitions, NewTopic, ResourceSpecifier, TopicReplication,
+};
 use rdkafka::admin::{ConfigResource, ConfigSource};
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
-use rdkafka::error::RDKafkaErrorCode as Code;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use rdkafka::metadata::MetadataTopic;
+use rdkafka::{Offset, TopicPartitionList};
 
 use super::contact::{Contact, PlainContext};
 use super::failure::{Attempt, is_unknown_topic};
 use super::{KafkaConfig, blocking, settings};
-use crate::log::{Ends, Error, Result, TopicInfo, TopicSettings, TopicSpec};
+use crate::log::{Ends, Error, Result, TopicInfo, TopicPartition, TopicSettings, TopicSpec};
 use crate::size;
 
 /// How long what is known of a topic is believed.
@@ -87,7 +90,9 @@ impl Topics {
             let metadata = metadata.map_err(|error| this.attempt("listing topics").failed(error))?;
             this.contact.heard();
             let topics = metadata.topics().iter().filter(|topic| !KAFKAS_OWN.contains(&topic.name()));
-            Ok(topics.filter_map(|topic| Some((Topic::new(topic.name()).ok()?, topic.partitions().len() as i32))).collect())
+            Ok(topics
+                .filter_map(|topic| Some((Topic::new(topic.name()).ok()?, topic.partitions().len() as i32)))
+                .collect())
         })
         .await
     }
@@ -199,6 +204,22 @@ impl Topics {
             ends.collect::<Result<_, _>>().map_err(|error| attempt.failed_on(&topic, error))
         })
         .await
+    }
+
+    /// Removes all records of a partition before an offset.
+    pub(super) async fn delete_records(&self, source: &TopicPartition, before: i64) -> Result<()> {
+        let attempt = self.attempt("deleting records");
+        let refused = |error: KafkaError| match error.rdkafka_error_code() {
+            Some(Code::OffsetOutOfRange) => {
+                Error::Misuse { operation: "delete_records", reason: "the offset is not between the partition's ends" }
+            }
+            _ => attempt.failed_on(&source.topic, error),
+        };
+        let mut asked = TopicPartitionList::new();
+        let (topic, offset) = (source.topic.as_str(), Offset::Offset(before));
+        asked.add_partition_offset(topic, source.partition, offset).map_err(refused)?;
+        let deleted = self.admin.delete_records(&asked, &self.options()).await.map_err(refused)?;
+        deleted.elements().iter().try_for_each(|element| element.error()).map_err(refused)
     }
 
     fn attempt(&self, operation: &'static str) -> Attempt<'_> {

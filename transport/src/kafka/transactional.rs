@@ -59,7 +59,16 @@ impl KafkaTransactional {
         let batch_bytes = settings::BATCH_BYTES;
         let writer = open(log, &config, &deliveries, batch_bytes).await?;
         let log = log.clone();
-        Ok(Self { log, config, deliveries, writer, batch_bytes, wanted_batch_bytes: batch_bytes, state: State::Idle, receipts: Vec::new() })
+        Ok(Self {
+            log,
+            config,
+            deliveries,
+            writer,
+            batch_bytes,
+            wanted_batch_bytes: batch_bytes,
+            state: State::Idle,
+            receipts: Vec::new(),
+        })
     }
 
     fn expect(&self, operation: &'static str, state: State, reason: &'static str) -> Result<()> {
@@ -231,8 +240,7 @@ impl Transactional for KafkaTransactional {
         }
         self.receipts.clear();
         let limit = self.config.timeout + GRACE;
-        let aborted =
-            self.call("aborting a transaction", None, move |writer| writer.abort_transaction(limit)).await;
+        let aborted = self.call("aborting a transaction", None, move |writer| writer.abort_transaction(limit)).await;
         match aborted {
             Ok(()) => {
                 self.state = State::Idle;
@@ -272,9 +280,14 @@ async fn open(
     let writer: Arc<Writer> = Arc::new(writer.map_err(|error| attempt.failed(error))?);
     let limit = log.config.timeout;
     let operation = "taking over a transactional id";
-    call_writer(writer.clone(), log.contact.clone(), limit, operation, format!("transactional id {id}"), move |writer| {
-        writer.init_transactions(limit)
-    })
+    call_writer(
+        writer.clone(),
+        log.contact.clone(),
+        limit,
+        operation,
+        format!("transactional id {id}"),
+        move |writer| writer.init_transactions(limit),
+    )
     .await?;
     Ok(writer)
 }
@@ -293,9 +306,7 @@ async fn call_writer(
         loop {
             match call(&writer) {
                 Ok(()) => return Ok(()),
-                Err(KafkaError::Transaction(error))
-                    if error.is_retriable() && std::time::Instant::now() < end =>
-                {
+                Err(KafkaError::Transaction(error)) if error.is_retriable() && std::time::Instant::now() < end => {
                     std::thread::sleep(Duration::from_millis(50));
                 }
                 Err(error) => return Err(attempt.failed(error)),

@@ -71,7 +71,8 @@ pub(super) async fn run(topics: Arc<Topics>, wanted: Wanted, shared: Arc<Shared>
                 continue;
             }
         };
-        let found: Listing = listing.iter().filter(|(topic, _)| wanted.matches(topic)).map(|(t, n)| (t.clone(), *n)).collect();
+        let found: Listing =
+            listing.iter().filter(|(topic, _)| wanted.matches(topic)).map(|(t, n)| (t.clone(), *n)).collect();
         let missed = current.as_ref().is_some_and(|current| current.keys().any(|topic| !found.contains_key(topic)));
         absences = if missed { absences + 1 } else { 0 };
         let same = current.as_ref().is_some_and(|current| current.keys().eq(found.keys()));

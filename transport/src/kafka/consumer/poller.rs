@@ -13,11 +13,9 @@
 //! loop goes on. (librdkafka itself hands out nothing new in that time; what had
 //! been read before goes its way.)
 
-use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
-use std::task::{Context, Poll, Wake, Waker};
-use std::thread::{self, Thread};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use rdkafka::consumer::{BaseConsumer, Consumer as _, RebalanceProtocol};
@@ -26,15 +24,16 @@ use rdkafka::{Offset, TopicPartitionList};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::oneshot;
 
+use self::rebalance::Pending;
 use super::super::failure::{Attempt, is_passing};
 use super::super::topics::Listing;
 use super::super::{KafkaLog, settings};
 use super::reading::{Read, Reading};
 use super::shared::{Command, Epoch, Item, PollerContext, Rebalance, Shared, give_up, take};
 use super::start;
-use crate::log::{
-    AssignedPartition, ConsumerConfig, Error, Result, Revocation, Start, Subscription, TopicPartition,
-};
+use crate::log::{ConsumerConfig, Error, Result, Start, Subscription, TopicPartition};
+
+mod rebalance;
 
 /// Longest time without a look at everything, should a wake-up get lost.
 const PARK: Duration = Duration::from_millis(250);
@@ -103,20 +102,6 @@ struct Poller {
     /// The caller does not call, so the group was left.
     away: bool,
     not_before: Instant,
-}
-
-/// A rebalance that librdkafka waits for the answer of.
-enum Pending {
-    Assign(TopicPartitionList),
-    Revoke { partitions: TopicPartitionList, released: oneshot::Receiver<()>, until: Instant, expired: Arc<AtomicBool> },
-}
-
-struct Unpark(Thread);
-
-impl Wake for Unpark {
-    fn wake(self: Arc<Self>) {
-        self.0.unpark();
-    }
 }
 
 impl Poller {
@@ -347,118 +332,6 @@ impl Poller {
             self.send(Item::Failed(self.attempt("reading").by(&who).failed(error)));
         } else if error.rdkafka_error_code().is_none_or(|code| !is_passing(code)) {
             tracing::debug!(%error, "kafka consumer");
-        }
-    }
-
-    fn serve_rebalance(&mut self) {
-        if self.pending.is_none() {
-            let next = self.client.context().rebalances.lock().pop_front();
-            match next {
-                Some(Rebalance::Assign(partitions)) => self.pending = Some(Pending::Assign(partitions)),
-                Some(Rebalance::Revoke(partitions)) => self.revoke(partitions),
-                None => {}
-            }
-        }
-        match self.pending.take() {
-            Some(Pending::Assign(partitions)) => self.assign(partitions),
-            Some(Pending::Revoke { partitions, released, until, expired }) => {
-                self.finish_revocation(partitions, released, until, expired);
-            }
-            None => {}
-        }
-    }
-
-    fn assign(&mut self, partitions: TopicPartitionList) {
-        if Instant::now() < self.not_before {
-            self.pending = Some(Pending::Assign(partitions));
-            return;
-        }
-        let places = match &self.config.subscription {
-            Subscription::Assigned(asked) => start::as_asked(&self.client, asked, self.timeout),
-            Subscription::Group { start, .. } => {
-                let seen = self.first_seen.as_ref();
-                // Partitions that came later begin at their start: nothing of them was missed by intent.
-                let rule = |source: &TopicPartition| match start {
-                    Start::Latest if seen.and_then(|seen| seen.get(&source.topic)).is_none_or(|n| source.partition >= *n) => {
-                        Start::Earliest
-                    }
-                    start => *start,
-                };
-                start::of_group(&self.client, &partitions, rule, self.timeout)
-            }
-        };
-        let places = places.and_then(|places| start::list(&places).map(|list| (places, list)));
-        match places {
-            Ok((places, list)) => self.begin(places, &list),
-            Err(error) => {
-                let error = self.attempt("asking where to begin").by(&self.shared.who()).failed(error);
-                if !error.is_retryable() {
-                    self.send(Item::Failed(error));
-                }
-                self.not_before = Instant::now() + AGAIN;
-                self.pending = Some(Pending::Assign(partitions));
-            }
-        }
-    }
-
-    /// Reads partitions from now on.
-    fn begin(&mut self, places: Vec<AssignedPartition>, list: &TopicPartitionList) {
-        let mut assigned = Vec::with_capacity(places.len());
-        for place in places {
-            let epoch = self.next_epoch();
-            let Some(reading) = Reading::split(&self.client, place.source.clone(), epoch, place.position) else { continue };
-            self.readings.push(reading);
-            assigned.push((place, epoch));
-        }
-        if !assigned.is_empty() {
-            self.send(Item::Assigned(assigned));
-        }
-        let taken = if self.in_group() { take(&self.client, list) } else { self.client.assign(list) };
-        if let Err(error) = taken {
-            self.send(Item::Failed(self.attempt("taking an assignment").failed(error)));
-        }
-    }
-
-    fn revoke(&mut self, partitions: TopicPartitionList) {
-        let sources = start::sources(&partitions);
-        // Dropped first: a queue that is kept would take the records of its partition when it comes back.
-        self.readings.retain(|reading| !sources.contains(&reading.source));
-        if self.away || sources.is_empty() || self.client.assignment_lost() {
-            self.shared.disown(&sources);
-            if !self.away && !sources.is_empty() {
-                self.send(Item::Lost(sources));
-            }
-            self.answer_revocation(&partitions);
-            return;
-        }
-        let (revocation, released) = Revocation::new(sources);
-        let expired = Arc::new(AtomicBool::new(false));
-        self.send(Item::Revoked { revocation, expired: expired.clone() });
-        let until = Instant::now() + self.shared.session_timeout;
-        self.pending = Some(Pending::Revoke { partitions, released, until, expired });
-    }
-
-    fn finish_revocation(
-        &mut self,
-        partitions: TopicPartitionList,
-        mut released: oneshot::Receiver<()>,
-        until: Instant,
-        expired: Arc<AtomicBool>,
-    ) {
-        let waker = Waker::from(Arc::new(Unpark(thread::current())));
-        let late = Instant::now() > until;
-        if Pin::new(&mut released).poll(&mut Context::from_waker(&waker)) == Poll::Pending && !late && !self.away {
-            self.pending = Some(Pending::Revoke { partitions, released, until, expired });
-            return;
-        }
-        expired.store(true, Ordering::Release);
-        self.shared.disown(&start::sources(&partitions));
-        self.answer_revocation(&partitions);
-    }
-
-    fn answer_revocation(&self, partitions: &TopicPartitionList) {
-        if let Err(error) = give_up(&self.client, partitions) {
-            tracing::warn!(%error, "giving up partitions");
         }
     }
 

@@ -39,12 +39,27 @@ pub(super) enum Command {
 /// What the poller sends to the handle, in order.
 pub(super) enum Item {
     Assigned(Vec<(AssignedPartition, Epoch)>),
-    Records { epoch: Epoch, batch: RecordBatch },
-    End { epoch: Epoch, source: TopicPartition, position: i64 },
-    OffsetsGone { epoch: Epoch, source: TopicPartition, wanted: i64, resumed_at: i64 },
+    Records {
+        epoch: Epoch,
+        batch: RecordBatch,
+    },
+    End {
+        epoch: Epoch,
+        source: TopicPartition,
+        position: i64,
+    },
+    OffsetsGone {
+        epoch: Epoch,
+        source: TopicPartition,
+        wanted: i64,
+        resumed_at: i64,
+    },
     /// `expired` is set when the partitions had to be given up before the caller
     /// heard of it, or held them for too long.
-    Revoked { revocation: Revocation, expired: Arc<AtomicBool> },
+    Revoked {
+        revocation: Revocation,
+        expired: Arc<AtomicBool>,
+    },
     Lost(Vec<TopicPartition>),
     Failed(Error),
 }

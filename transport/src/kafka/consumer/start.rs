@@ -77,5 +77,7 @@ pub(super) fn list(places: &[AssignedPartition]) -> KafkaResult<TopicPartitionLi
 pub(super) fn sources(list: &TopicPartitionList) -> Vec<TopicPartition> {
     let elements = list.elements().into_iter();
     // Kafka has no topics whose names are refused here.
-    elements.filter_map(|element| Some(TopicPartition::new(Topic::new(element.topic()).ok()?, element.partition()))).collect()
+    elements
+        .filter_map(|element| Some(TopicPartition::new(Topic::new(element.topic()).ok()?, element.partition())))
+        .collect()
 }

@@ -1,0 +1,156 @@
+//! The poller's answers to rebalances: taking partitions, and letting go of them.
+//!
+//! ```text
+//! librdkafka asks ─┬─ assign ─▶ places known? ──▶ split queues, Assigned, answer
+//!                  └─ revoke ─▶ lost? ─ yes ──▶ Lost, answer
+//!                                     └ no ───▶ Revoked … released or too late ──▶ answer
+//! ```
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, Wake, Waker};
+use std::thread::{self, Thread};
+use std::time::Instant;
+
+use rdkafka::TopicPartitionList;
+use rdkafka::consumer::Consumer as _;
+use tokio::sync::oneshot;
+
+use super::super::reading::Reading;
+use super::super::shared::{Item, Rebalance, give_up, take};
+use super::super::start;
+use super::{AGAIN, Poller};
+use crate::log::{AssignedPartition, Revocation, Start, Subscription, TopicPartition};
+
+/// A rebalance that librdkafka waits for the answer of.
+pub(super) enum Pending {
+    Assign(TopicPartitionList),
+    Revoke { partitions: TopicPartitionList, released: oneshot::Receiver<()>, until: Instant, expired: Arc<AtomicBool> },
+}
+
+struct Unpark(Thread);
+
+impl Wake for Unpark {
+    fn wake(self: Arc<Self>) {
+        self.0.unpark();
+    }
+}
+
+impl Poller {
+    pub(super) fn serve_rebalance(&mut self) {
+        if self.pending.is_none() {
+            let next = self.client.context().rebalances.lock().pop_front();
+            match next {
+                Some(Rebalance::Assign(partitions)) => self.pending = Some(Pending::Assign(partitions)),
+                Some(Rebalance::Revoke(partitions)) => self.revoke(partitions),
+                None => {}
+            }
+        }
+        match self.pending.take() {
+            Some(Pending::Assign(partitions)) => self.assign(partitions),
+            Some(Pending::Revoke { partitions, released, until, expired }) => {
+                self.finish_revocation(partitions, released, until, expired);
+            }
+            None => {}
+        }
+    }
+
+    fn assign(&mut self, partitions: TopicPartitionList) {
+        if Instant::now() < self.not_before {
+            self.pending = Some(Pending::Assign(partitions));
+            return;
+        }
+        let places = match &self.config.subscription {
+            Subscription::Assigned(asked) => start::as_asked(&self.client, asked, self.timeout),
+            Subscription::Group { start, .. } => {
+                let seen = self.first_seen.as_ref();
+                // Partitions that came later begin at their start: nothing of them was missed by intent.
+                let rule = |source: &TopicPartition| match start {
+                    Start::Latest
+                        if seen.and_then(|seen| seen.get(&source.topic)).is_none_or(|n| source.partition >= *n) =>
+                    {
+                        Start::Earliest
+                    }
+                    start => *start,
+                };
+                start::of_group(&self.client, &partitions, rule, self.timeout)
+            }
+        };
+        let places = places.and_then(|places| start::list(&places).map(|list| (places, list)));
+        match places {
+            Ok((places, list)) => self.begin(places, &list),
+            Err(error) => {
+                let error = self.attempt("asking where to begin").by(&self.shared.who()).failed(error);
+                if !error.is_retryable() {
+                    self.send(Item::Failed(error));
+                }
+                self.not_before = Instant::now() + AGAIN;
+                self.pending = Some(Pending::Assign(partitions));
+            }
+        }
+    }
+
+    /// Reads partitions from now on.
+    fn begin(&mut self, places: Vec<AssignedPartition>, list: &TopicPartitionList) {
+        let mut assigned = Vec::with_capacity(places.len());
+        for place in places {
+            let epoch = self.next_epoch();
+            let Some(reading) = Reading::split(&self.client, place.source.clone(), epoch, place.position) else {
+                continue;
+            };
+            self.readings.push(reading);
+            assigned.push((place, epoch));
+        }
+        if !assigned.is_empty() {
+            self.send(Item::Assigned(assigned));
+        }
+        let taken = if self.in_group() { take(&self.client, list) } else { self.client.assign(list) };
+        if let Err(error) = taken {
+            self.send(Item::Failed(self.attempt("taking an assignment").failed(error)));
+        }
+    }
+
+    fn revoke(&mut self, partitions: TopicPartitionList) {
+        let sources = start::sources(&partitions);
+        // Dropped first: a queue that is kept would take the records of its partition when it comes back.
+        self.readings.retain(|reading| !sources.contains(&reading.source));
+        if self.away || sources.is_empty() || self.client.assignment_lost() {
+            self.shared.disown(&sources);
+            if !self.away && !sources.is_empty() {
+                self.send(Item::Lost(sources));
+            }
+            self.answer_revocation(&partitions);
+            return;
+        }
+        let (revocation, released) = Revocation::new(sources);
+        let expired = Arc::new(AtomicBool::new(false));
+        self.send(Item::Revoked { revocation, expired: expired.clone() });
+        let until = Instant::now() + self.shared.session_timeout;
+        self.pending = Some(Pending::Revoke { partitions, released, until, expired });
+    }
+
+    fn finish_revocation(
+        &mut self,
+        partitions: TopicPartitionList,
+        mut released: oneshot::Receiver<()>,
+        until: Instant,
+        expired: Arc<AtomicBool>,
+    ) {
+        let waker = Waker::from(Arc::new(Unpark(thread::current())));
+        let late = Instant::now() > until;
+        if Pin::new(&mut released).poll(&mut Context::from_waker(&waker)) == Poll::Pending && !late && !self.away {
+            self.pending = Some(Pending::Revoke { partitions, released, until, expired });
+            return;
+        }
+        expired.store(true, Ordering::Release);
+        self.shared.disown(&start::sources(&partitions));
+        self.answer_revocation(&partitions);
+    }
+
+    fn answer_revocation(&self, partitions: &TopicPartitionList) {
+        if let Err(error) = give_up(&self.client, partitions) {
+            tracing::warn!(%error, "giving up partitions");
+        }
+    }
+}
