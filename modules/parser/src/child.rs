@@ -56,7 +56,7 @@ fn run(memory: Option<u64>) -> io::Result<()> {
     let worker = thread::Builder::new().stack_size(STACK).spawn(move || -> io::Result<()> {
         socket.write_all(&frame::HELLO)?;
         for request in requests {
-            frame::write_reply(&mut socket, &answer(&request))?;
+            frame::write_reply(&mut socket, &answer(&request, memory.unwrap_or(u64::MAX)))?;
         }
         Ok(())
     })?;
@@ -74,13 +74,25 @@ fn listen(mut from: UnixStream, to: &mpsc::SyncSender<Request>) {
     process::exit(0);
 }
 
-fn answer(request: &Request) -> Result<pipedoc_sdk::proto::PipeDoc, Error> {
+fn answer(request: &Request, memory: u64) -> Result<pipedoc_sdk::proto::PipeDoc, Error> {
     let file = extract::File { name: &request.name, bytes: &request.bytes, max_size: request.max_size };
-    catch_unwind(AssertUnwindSafe(|| extract(file))).unwrap_or_else(|panic| {
+    let answer = catch_unwind(AssertUnwindSafe(|| extract(file))).unwrap_or_else(|panic| {
         let mime = crate::detect::detect(&request.name, &request.bytes).mime;
         let reason = format!("it breaks the reader: {}", panic_message(panic.as_ref()));
         Err(Error::Damaged { name: request.name.clone(), mime, reason })
-    })
+    });
+    match answer {
+        Err(Error::Damaged { name, reason, .. }) if is_out_of_memory(&reason) => {
+            Err(Error::OutOfMemory { name, limit: memory })
+        }
+        answer => answer,
+    }
+}
+
+/// Whether a reader that handles failed allocations by itself met one: most abort
+/// the process instead.
+fn is_out_of_memory(reason: &str) -> bool {
+    ["out of memory", "memory allocation failed", "Cannot allocate memory"].iter().any(|said| reason.contains(said))
 }
 
 /// Bounds the address space to what the program takes by itself and so many bytes

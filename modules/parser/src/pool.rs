@@ -91,7 +91,7 @@ impl Pool {
                 }
                 reply
             }
-            Ok(Err(_)) => Err(child.post_mortem(name, self.limits.memory).await),
+            Ok(Err(_)) => Err(child.post_mortem(name).await),
             Err(_) => {
                 let _ = child.process.start_kill();
                 Err(Error::TimedOut { name: name.to_owned(), limit: self.limits.timeout })
@@ -140,6 +140,8 @@ struct Child {
     /// The last of what it printed, when it has ended.
     printed: Option<JoinHandle<String>>,
     files: usize,
+    /// What it may take, in bytes.
+    memory: u64,
 }
 
 impl Child {
@@ -153,12 +155,14 @@ impl Child {
             .stderr(Stdio::piped())
             // Each further arena of glibc's takes 64 MiB of address space.
             .env("MALLOC_ARENA_MAX", "1")
+            // A long trace would push the reason out of its last words.
+            .env("RUST_BACKTRACE", "0")
             // A Ctrl-C on the terminal is for the parent, which finishes first.
             .process_group(0)
             .kill_on_drop(true)
             .spawn()?;
         let printed = process.stderr.take().map(|stderr| tokio::spawn(keep_last_words(stderr)));
-        Ok(Self { process, socket: UnixStream::from_std(ours)?, printed, files: 0 })
+        Ok(Self { process, socket: UnixStream::from_std(ours)?, printed, files: 0, memory })
     }
 
     /// Has a file parsed. An error means that the child is gone or beside itself.
@@ -175,7 +179,11 @@ impl Child {
         let mut head = [0; frame::REPLY_HEADER];
         self.socket.read_exact(&mut head).await?;
         let (tag, length) = frame::reply_head(&head)?;
-        let mut content = Vec::with_capacity(length);
+        // No child can hold more than its memory; what claims to is no reply.
+        if length as u64 > self.memory {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        let mut content = Vec::with_capacity(length.min(1 << 20));
         (&mut self.socket).take(length as u64).read_to_end(&mut content).await?;
         if content.len() < length {
             return Err(io::ErrorKind::UnexpectedEof.into());
@@ -184,7 +192,7 @@ impl Child {
     }
 
     /// Why a child went away in the middle of a file.
-    async fn post_mortem(mut self, name: &str, memory: u64) -> Error {
+    async fn post_mortem(mut self, name: &str) -> Error {
         let name = name.to_owned();
         // It is gone, or about to go, or talks nonsense.
         let status = match timeout(Duration::from_secs(5), self.process.wait()).await {
@@ -196,7 +204,7 @@ impl Child {
         };
         let said = self.last_words().await;
         if said.contains("memory allocation of") || said.contains("Cannot allocate memory") {
-            return Error::OutOfMemory { name, limit: memory };
+            return Error::OutOfMemory { name, limit: self.memory };
         }
         let how = describe(status);
         if matches!(status.signal(), Some(SIGHUP | SIGINT | SIGKILL | SIGTERM)) {
