@@ -11,5 +11,6 @@ pub mod error;
 pub mod kafka;
 pub mod log;
 pub mod memory;
+pub mod objects;
 pub mod open;
 pub mod size;
