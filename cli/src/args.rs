@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+use pipedoc_transport::open::LogUrl;
 
 /// Moves documents through pipelines of small services.
 ///
@@ -73,7 +74,7 @@ pub struct RunArgs {
     pub data: Option<PathBuf>,
     /// Another log than the file in the data folder: `sqlite:PATH` or `kafka:HOST:PORT`.
     #[arg(long, value_name = "URL", env = "PIPEDOC_LOG_URL")]
-    pub log: Option<String>,
+    pub log: Option<LogUrl>,
     /// Tries documents again that an earlier run gave up on.
     #[arg(long)]
     pub retry_failed: bool,
@@ -93,7 +94,7 @@ pub struct EngineArgs {
     pub data: PathBuf,
     /// The log: `sqlite:PATH` or `kafka:HOST:PORT`. Default: `log.db` in the data folder.
     #[arg(long, value_name = "URL", env = "PIPEDOC_LOG_URL")]
-    pub log: Option<String>,
+    pub log: Option<LogUrl>,
     /// Name of the installation; prefix of its topics and groups.
     #[arg(long, env = "PIPEDOC_CLUSTER", default_value = "local")]
     pub cluster: String,
@@ -144,7 +145,7 @@ pub struct SubmitArgs {
     pub follow: bool,
     /// The log to follow in. Default: `log.db` in the data folder.
     #[arg(long, value_name = "URL", env = "PIPEDOC_LOG_URL")]
-    pub log: Option<String>,
+    pub log: Option<LogUrl>,
     /// Data folder whose `log.db` is the log.
     #[arg(long, value_name = "DIR", env = "PIPEDOC_DATA", default_value = ".pipedoc")]
     pub data: PathBuf,
@@ -213,7 +214,7 @@ pub struct DlqListArgs {
     pub data: PathBuf,
     /// The log, when it is not in the data folder.
     #[arg(long, value_name = "URL", env = "PIPEDOC_LOG_URL")]
-    pub log: Option<String>,
+    pub log: Option<LogUrl>,
     /// Show at most so many of each partition, the newest.
     #[arg(long, default_value_t = 100)]
     pub limit: usize,

@@ -5,17 +5,17 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use pipedoc_transport::log::Log;
+use pipedoc_transport::open::LogUrl;
 
 /// Opens the log that was named, or the file in the data folder.
-pub async fn log(url: Option<&str>, data: &Path) -> anyhow::Result<Arc<dyn Log>> {
-    let default = format!("sqlite:{}", data.join("log.db").display());
-    let url = url.unwrap_or(&default);
-    Ok(pipedoc_transport::open::open(url).await?)
+pub async fn log(url: Option<&LogUrl>, data: &Path) -> anyhow::Result<Arc<dyn Log>> {
+    let default = LogUrl::Sqlite(data.join("log.db"));
+    Ok(pipedoc_transport::open::open(url.unwrap_or(&default)).await?)
 }
 
 /// As [`log`], for commands that only look: a log file that is not there is an
 /// error, not made.
-pub async fn existing_log(url: Option<&str>, data: &Path) -> anyhow::Result<Arc<dyn Log>> {
+pub async fn existing_log(url: Option<&LogUrl>, data: &Path) -> anyhow::Result<Arc<dyn Log>> {
     if url.is_none() && !data.join("log.db").is_file() {
         let message = format!("there is no log in {}; name the data folder with --data", data.display());
         return Err(crate::exit::Refused(message).into());

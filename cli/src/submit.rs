@@ -152,7 +152,7 @@ impl Follower {
         let parsed = pipedoc_model::pipeline::parse(&pipeline.text, &args.pipeline, &variables, &modules::known(), false)?;
         let steps = pipedoc_model::plan::plan(&ClusterName::new(&status.cluster)?, &[parsed.config], &Default::default()).steps;
 
-        let log = connect::existing_log(args.log.as_deref(), &args.data).await?;
+        let log = connect::existing_log(args.log.as_ref(), &args.data).await?;
         let mut assigned = Vec::new();
         for topic in steps.iter().flat_map(topics) {
             let Some(info) = log.topic(&topic).await? else { continue };

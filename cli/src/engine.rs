@@ -1,0 +1,1 @@
+//! `pipedoc engine`: reads pipelines from a folder and tells modules what to do.
