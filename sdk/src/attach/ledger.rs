@@ -158,7 +158,7 @@ impl Ledger {
     /// Looks at an assignment that an engine sent.
     ///
     /// # Errors
-    /// When it is refused; nothing changes then.
+    /// When it is refused; what is held and what runs stay as they are.
     pub fn offer(&mut self, assignment: v1::Assignment) -> Result<Verdict, Error> {
         let offered = Generation(assignment.generation);
         if assignment.cluster != self.cluster.as_str() {
@@ -167,6 +167,9 @@ impl Ledger {
         if offered < self.generation() {
             return Err(Error::Older { offered, held: self.generation() });
         }
+        // Bodies that came for what was offered before, and is not wanted any more, go.
+        let wanted: BTreeSet<&str> = assignment.steps.iter().map(|step| step.hash.as_str()).collect();
+        self.waiting.retain(|hash, _| wanted.contains(hash.as_str()));
         for body in assignment.bodies {
             if hash_of(&body.json) != body.hash {
                 return Err(Error::WrongHash { hash: body.hash });
