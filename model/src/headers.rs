@@ -213,6 +213,8 @@ pub fn parse_time(text: &str) -> Option<i64> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -234,5 +236,45 @@ mod tests {
         assert_eq!(parse_time("2023-11-14T22:13:20.123Z"), Some(1_700_000_000_123));
         assert_eq!(parse_time("2023-11-14T23:13:20.123+01:00"), Some(1_700_000_000_123));
         assert_eq!(parse_time("yesterday"), None);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn every_time_that_is_written_is_read_back(millis in -62_167_219_200_000_i64..=253_402_300_799_999) {
+            prop_assert_eq!(parse_time(&format_time(millis)), Some(millis));
+        }
+
+        #[test]
+        fn times_that_cannot_be_are_neither_written_nor_read(text in ".{0,30}", millis in any::<i64>()) {
+            let _ = parse_time(&text);
+            prop_assert!(parse_time(&format_time(millis)).is_some());
+        }
+
+        #[test]
+        fn later_times_are_later_texts(a in 0_i64..253_402_300_799_999, b in 0_i64..253_402_300_799_999) {
+            prop_assert_eq!(a.cmp(&b), format_time(a).cmp(&format_time(b)));
+        }
+
+        #[test]
+        fn foreign_headers_travel_on_untouched(
+            foreign in proptest::collection::vec(("[a-z]{1,3}", proptest::option::of(proptest::collection::vec(any::<u8>(), 0..5))), 0..8),
+            hops in proptest::collection::vec(any::<i64>(), 0..3),
+        ) {
+            let mut headers = Headers::new();
+            for (n, (name, value)) in foreign.iter().enumerate() {
+                headers.append(name, value.clone().map(Bytes::from));
+                if let Some(hop) = hops.get(n) {
+                    headers.set(HOP, hop.to_string());
+                }
+            }
+            let set = foreign.len().min(hops.len());
+            prop_assert_eq!(headers.get_i64(HOP), hops[..set].last().copied());
+            prop_assert_eq!(headers.iter().filter(|header| header.name() == HOP).count(), usize::from(set > 0));
+            headers.remove(HOP);
+            let left: Vec<_> = headers.iter().map(|h| (h.name().to_owned(), h.value().map(|value| value.to_vec()))).collect();
+            prop_assert_eq!(left, foreign);
+        }
     }
 }

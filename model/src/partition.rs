@@ -65,4 +65,49 @@ mod tests {
             assert_eq!(murmur2(data), hash, "{}", String::from_utf8_lossy(data));
         }
     }
+
+    /// Made with Kafka's Java client, kept by librdkafka (`rdmurmur2.c`).
+    #[test]
+    fn murmur2_agrees_with_librdkafkas_vectors() {
+        let vectors: [(&str, u32); 11] = [
+            ("kafka", 0xd067_cf64),
+            ("giberish123456789", 0x8f55_2b0c),
+            ("1234", 0x9fc9_7b14),
+            ("234", 0xe7c0_09ca),
+            ("34", 0x8739_30da),
+            ("4", 0x5a4b_5ca1),
+            ("PreAmbleWillBeRemoved,ThePrePartThatIs", 0x7842_4f1c),
+            ("reAmbleWillBeRemoved,ThePrePartThatIs", 0x4a62_b377),
+            ("eAmbleWillBeRemoved,ThePrePartThatIs", 0xe0e4_e09e),
+            ("AmbleWillBeRemoved,ThePrePartThatIs", 0x62b8_b43f),
+            ("", 0x106e_08d9),
+        ];
+        for (key, hash) in vectors {
+            assert_eq!(murmur2(key.as_bytes()) as u32, hash, "{key}");
+            for partitions in [1, 3, 4, 7, 100, i32::MAX] {
+                let expected = (hash & 0x7fff_ffff) as i32 % partitions;
+                assert_eq!(for_key(key.as_bytes(), partitions), expected, "{key} of {partitions}");
+            }
+        }
+    }
+
+    /// The hashes are the Java client's of "4", "34", "234" and "1234".
+    #[test]
+    fn records_without_key_follow_their_source_partition() {
+        let vectors: [(i32, i32); 4] = [(4, 0x5a4b_5ca1), (34, 0x0739_30da), (234, 0x67c0_09ca), (1234, 0x1fc9_7b14)];
+        for (source, hash) in vectors {
+            for partitions in [1, 4, 6, 12] {
+                assert_eq!(for_source(source, partitions), hash % partitions);
+            }
+        }
+    }
+
+    #[test]
+    fn every_partition_is_one_of_the_topics() {
+        assert_eq!(to_positive(i32::MIN), 0);
+        for n in 0..1000 {
+            assert!((0..7).contains(&for_source(n, 7)));
+            assert_eq!((for_source(n, 1), for_source(n, 0), for_source(n, -3)), (0, 0, 0));
+        }
+    }
 }

@@ -115,6 +115,8 @@ pub fn check_module_config(schema: &serde_json::Value, config: &serde_json::Valu
 struct Findings {
     errors: Vec<Problem>,
     warnings: Vec<Problem>,
+    /// Values that a mistake has left unknown: nothing more is said of them.
+    unknown: Vec<tree::Path>,
 }
 
 impl Findings {
@@ -126,7 +128,9 @@ impl Findings {
 
     /// Notes an error at a position.
     fn error_at(&mut self, at: tree::Position, path: &tree::Path, message: impl Into<String>) {
-        self.errors.push(problem(at, path, message.into()));
+        if !self.unknown.contains(path) {
+            self.errors.push(problem(at, path, message.into()));
+        }
     }
 
     /// Notes a warning at a node of the tree.

@@ -57,8 +57,7 @@ pub(super) fn syntax_errors(source: &str, errors: &ParseErrors) -> CompileErrors
         .iter()
         .map(|error| {
             let offset = line_start(error.pos.0) + usize::try_from(error.pos.1 - 1).unwrap_or(0);
-            let message = error.msg.lines().next().unwrap_or_default().trim_start_matches("Syntax error: ");
-            at(source, offset, format!("syntax error: {message}"))
+            at(source, offset, format!("syntax error: {}", plain_syntax_error(&error.msg)))
         })
         .collect();
     ours.dedup();
@@ -66,6 +65,13 @@ pub(super) fn syntax_errors(source: &str, errors: &ParseErrors) -> CompileErrors
         ours.push(at(source, 0, "syntax error".to_owned()));
     }
     CompileErrors(ours)
+}
+
+/// The generated parser's message without its list of all tokens it knows.
+fn plain_syntax_error(message: &str) -> String {
+    let message = message.lines().next().unwrap_or_default().trim_start_matches("Syntax error: ");
+    let message = message.split(" expecting ").next().unwrap_or(message);
+    if message.contains("<EOF>") { "the expression ends too early".to_owned() } else { message.to_owned() }
 }
 
 /// Checks an expression and rewrites `has(message.field)`, which the library
@@ -136,6 +142,10 @@ impl Checker<'_> {
                             self.error(id, reason);
                             Known::Anything
                         }
+                        ([Known::Scalar, _], _) => {
+                            self.error(id, "a plain value has no elements".to_owned());
+                            Known::Anything
+                        }
                         _ => Known::Anything,
                     },
                     operators::CONDITIONAL => known.into_iter().nth(1).unwrap_or(Known::Anything),
@@ -150,7 +160,10 @@ impl Checker<'_> {
                     name if name.starts_with(['_', '!', '-', '@']) => Known::Anything,
                     name if FUNCTIONS.contains(&name) => Known::Anything,
                     name => {
-                        let hint = nearest(name, FUNCTIONS.iter().copied());
+                        let mut hint = nearest(name, FUNCTIONS.iter().copied());
+                        if hint.is_empty() {
+                            hint = format!("; there are {}", FUNCTIONS.join(", "));
+                        }
                         let reason = format!("no function is named {name:?}{hint}");
                         self.error(id, reason);
                         Known::Anything

@@ -47,7 +47,15 @@ pub(super) fn explain(error: &ExecutionError, scope: &Scope<'_>) -> String {
         ExecutionError::NoSuchKey(name) => {
             format!("{name:?} is missing; ask has(..) or `in` first where it may be")
         }
-        other => other.to_string(),
+        // Some of them quote the values, which may be whole bodies.
+        other => shortened(other.to_string()),
+    }
+}
+
+fn shortened(text: String) -> String {
+    match text.char_indices().nth(300) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text,
     }
 }
 

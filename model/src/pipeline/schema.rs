@@ -198,18 +198,19 @@ impl Report<'_> {
     /// meant: the one of the right type. If none is, says what types there are.
     fn branches(&mut self, error: &ValidationError<'_>, context: &[Vec<ValidationError<'static>>], inner: &Path) {
         let here = error.instance_path();
-        let wrong_shape = |error: &ValidationError<'_>| {
-            error.instance_path() == here
-                && matches!(error.kind(), ValidationErrorKind::Type { .. } | ValidationErrorKind::Constant { .. })
-        };
-        let meant = context.iter().filter(|branch| !branch.iter().any(wrong_shape)).min_by_key(|branch| branch.len());
+        // What the secret in it will be is not known here.
+        if context.iter().any(|branch| branch.iter().all(excused)) {
+            return;
+        }
+        let fits = |branch: &&Vec<ValidationError<'_>>| !branch.iter().any(|error| wrong_shape(error, here));
+        let meant = context.iter().filter(fits).min_by_key(|branch| branch.len());
         if let Some(meant) = meant {
             for error in meant {
                 self.one(error);
             }
             return;
         }
-        let expected: Vec<_> = expected_types(context.iter().flatten());
+        let expected = expected_types(context.iter().flatten());
         let found = found(error.instance());
         let expected = if expected.is_empty() { "another shape".to_owned() } else { either(&expected) };
         self.findings.error(self.tree, &self.full(inner), format!("found {found}, expected {expected}"));
@@ -233,6 +234,18 @@ impl Report<'_> {
         let fields = self.schema.pointer(holder).and_then(|schema| schema.get("properties")).and_then(Value::as_object);
         fields.map(|fields| fields.keys().cloned().collect()).unwrap_or_default()
     }
+}
+
+/// Whether an error says that the value at `here` is of another shape altogether.
+fn wrong_shape(error: &ValidationError<'_>, here: &Location) -> bool {
+    let at_fault = match error.kind() {
+        ValidationErrorKind::Type { .. } | ValidationErrorKind::Constant { .. } => true,
+        ValidationErrorKind::AnyOf { context } | ValidationErrorKind::OneOfNotValid { context } => {
+            context.iter().all(|branch| branch.iter().any(|error| wrong_shape(error, here)))
+        }
+        _ => false,
+    };
+    at_fault && error.instance_path() == here
 }
 
 /// Whether it is only about the spelling of a text that holds a secret: what it
@@ -271,10 +284,10 @@ fn message(error: &ValidationError<'_>) -> String {
             return format!("found {found}, expected {}{hint}", either(&options));
         }
         ValidationErrorKind::Constant { expected_value } => shown(expected_value),
-        ValidationErrorKind::Minimum { limit } => format!("at least {limit}"),
-        ValidationErrorKind::Maximum { limit } => format!("at most {limit}"),
-        ValidationErrorKind::ExclusiveMinimum { limit } => format!("more than {limit}"),
-        ValidationErrorKind::ExclusiveMaximum { limit } => format!("less than {limit}"),
+        ValidationErrorKind::Minimum { limit } => format!("at least {}", bound(limit)),
+        ValidationErrorKind::Maximum { limit } => format!("at most {}", bound(limit)),
+        ValidationErrorKind::ExclusiveMinimum { limit } => format!("more than {}", bound(limit)),
+        ValidationErrorKind::ExclusiveMaximum { limit } => format!("less than {}", bound(limit)),
         ValidationErrorKind::MinLength { limit: 1 } => "a text that is not empty".to_owned(),
         ValidationErrorKind::MinLength { limit } => format!("a text of at least {limit} characters"),
         ValidationErrorKind::MaxLength { limit } => format!("a text of at most {limit} characters"),
@@ -298,6 +311,9 @@ fn expected_types<'e>(errors: impl IntoIterator<Item = &'e ValidationError<'e>>)
                 kinds.iter().map(|kind| kind.to_string()).collect()
             }
             ValidationErrorKind::Constant { expected_value } => vec![shown(expected_value)],
+            ValidationErrorKind::AnyOf { context } | ValidationErrorKind::OneOfNotValid { context } => {
+                expected_types(context.iter().flatten())
+            }
             _ => Vec::new(),
         };
         for kind in types {
@@ -341,6 +357,12 @@ fn found(value: &Value) -> String {
         Value::Array(_) => "a list".to_owned(),
         Value::Object(_) => "a mapping".to_owned(),
     }
+}
+
+/// A bound as people write it: `1`, not `1.0`.
+fn bound(limit: &Value) -> String {
+    let text = limit.to_string();
+    text.strip_suffix(".0").map_or(text.clone(), str::to_owned)
 }
 
 fn shown(value: &Value) -> String {

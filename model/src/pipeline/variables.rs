@@ -59,6 +59,7 @@ impl Expander<'_> {
                 };
                 let mut expanded = String::new();
                 let mut offset = 0;
+                let before = self.findings.errors.len();
                 for piece in pieces(&text.value) {
                     match piece {
                         Piece::Text(text) | Piece::Secret(text) => expanded.push_str(text),
@@ -72,6 +73,9 @@ impl Expander<'_> {
                         }
                     }
                     offset += piece.len();
+                }
+                if self.findings.errors.len() > before {
+                    self.findings.unknown.push(path.clone());
                 }
                 let alone = matches!(pieces(&text.value).collect::<Vec<_>>()[..], [Piece::Variable(_)]);
                 let scalar = if alone && text.plain { plain_scalar(&expanded).ok().flatten() } else { None };

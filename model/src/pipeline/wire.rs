@@ -55,20 +55,20 @@ pub(super) struct Step {
     #[schemars(required)]
     pub module: Option<String>,
     /// The module's configuration; `pipedoc module NAME --describe` shows its schema.
-    #[schemars(with = "BTreeMap<String, serde_json::Value>")]
+    #[schemars(with = "Option<BTreeMap<String, serde_json::Value>>")]
     pub config: Option<serde_json::Value>,
     /// Topics that it reads beside its default input topic
     /// (`<cluster>.<pipeline>.<step>`): one or a list.
     pub input_kafka_topic: Option<OneOrMany<Input>>,
     /// Topics that every result also goes to. A step that reads one of them
     /// follows this one.
-    #[schemars(with = "Vec<OutputTopic>")]
+    #[schemars(with = "Option<Vec<OutputTopic>>")]
     pub output_kafka_topics: Option<Vec<Option<OutputTopic>>>,
     /// Where results go.
-    #[schemars(with = "Vec<Output>")]
+    #[schemars(with = "Option<Vec<Output>>")]
     pub outputs: Option<Vec<Option<Output>>>,
     /// Topics that the module's code may name beside the outputs.
-    #[schemars(with = "Vec<String>")]
+    #[schemars(with = "Option<Vec<String>>")]
     pub allowed_kafka_topics: Option<Vec<Option<String>>>,
     #[serde(flatten)]
     pub settings: Settings,

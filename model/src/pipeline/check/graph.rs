@@ -105,6 +105,8 @@ impl Checker<'_> {
 
 fn edges_of(pipeline: Option<&PipelineName>, step: Option<&StepConfig>, steps: &[Option<StepConfig>]) -> Vec<Edge> {
     let mut edges = Vec::new();
+    // A sink that has outputs was refused for them.
+    let step = step.filter(|step| step.step_type != StepType::Sink);
     for (output, config) in step.iter().flat_map(|step| step.outputs.iter().enumerate()) {
         for (to, other) in steps.iter().enumerate() {
             let Some(other) = other else { continue };

@@ -160,7 +160,11 @@ impl Builder<'_, '_> {
                     let name = key_name(&node);
                     *key = Some(Key { name: name.clone().unwrap_or_default(), at });
                     match name {
-                        None => self.complain(at, "the name of a field must be a text"),
+                        None => {
+                            // So that its value is passed over.
+                            seen.insert(String::new(), at);
+                            self.complain(at, "the name of a field must be a text");
+                        }
                         Some(name) => {
                             if let Some(first) = seen.get(&name) {
                                 let (line, column) = (first.line, first.column);
