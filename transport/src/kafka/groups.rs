@@ -134,7 +134,9 @@ pub(super) fn committed(list: &TopicPartitionList) -> BTreeMap<TopicPartition, C
 /// A client with a group's name that never joins it.
 fn outsider(log: &KafkaLog, group: &str) -> Result<BaseConsumer<PlainContext>> {
     let attempt = Attempt::new("making a client", &log.contact, Duration::ZERO);
-    settings::consumer(&log.config, "pipedoc-admin", group, &BTreeMap::new())
-        .create_with_context(PlainContext(log.contact.clone()))
-        .map_err(|error| attempt.failed(error))
+    let mut config = settings::consumer(&log.config, "pipedoc-admin", group, &BTreeMap::new());
+    // Offsets in an open transaction are not committed yet. A reader of committed
+    // records would wait for the transaction's end before it tells of the others.
+    config.set("isolation.level", "read_uncommitted");
+    config.create_with_context(PlainContext(log.contact.clone())).map_err(|error| attempt.failed(error))
 }
