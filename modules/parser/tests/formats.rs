@@ -1,6 +1,8 @@
 //! What comes out of files of each format, and what is said of files that are
 //! broken.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
 use std::path::{Path, PathBuf};
 
 use pipedoc_parser::Error;
@@ -71,10 +73,9 @@ fn pdf_without_a_password_to_open_is_read_though_it_is_protected() {
 
 #[test]
 fn docx_gives_markdown_with_tables() {
-    let says = ["# Silence", "Only the clock may be heard".split_at(5).1, "| Town maps | M 1-212 | 2 |"];
-    let doc =
-        check("reading-room-rules.docx", DOCX, "Rules of the Reading Room", &["Henrietta Quill"], "en-GB", &says[..1]);
-    assert!(doc.body.contains(says[2]) && is_markdown(&doc), "{}", doc.body);
+    let says = ["# Silence", "Of the two only the clock may be heard.", "| Town maps | M 1-212 | 2 |"];
+    let doc = check("reading-room-rules.docx", DOCX, "Rules of the Reading Room", &["Henrietta Quill"], "en-GB", &says);
+    assert!(is_markdown(&doc));
     assert_eq!(doc.keywords, ["rules", "reading room", "visitors"]);
     assert!(doc.created_at.is_some() && doc.modified_at.is_some());
 }

@@ -50,6 +50,10 @@ pub(super) fn extract(file: File<'_>, mime: &str) -> Result<PipeDoc, Error> {
     let result = run(file, mime)?;
     let mut doc = markdown_document(&result.content);
     describe(&mut doc, &serde_json::to_value(&result.metadata).unwrap_or_default());
+    if mime == "application/xml" && result.metadata.title.is_none() {
+        // Headings are made of the elements' names here and say nothing.
+        doc.title.clear();
+    }
     for problem in &result.processing_warnings {
         doc.parse_warnings.push(warning("incomplete", problem.message.to_string(), problem.source.to_string()));
     }
