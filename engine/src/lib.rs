@@ -1,1 +1,31 @@
-//! placeholder
+//! The engine: turns configuration into plans and tells module instances what to do.
+//!
+//! ```text
+//! store ─▶ reconcile ─▶ view ─┬─▶ gateway: assignments to instances
+//!   ▲                         ├─▶ control: status
+//!   └── editor ◀── apply      └─▶ intake: documents into the log
+//! ```
+//!
+//! Engines stand beside the road of documents, never on it (what callers submit
+//! aside): instances read and write the log themselves. Knows nothing of modules
+//! but what they register, and nothing of the SDK.
+
+mod assignment;
+pub mod catalog;
+mod clock;
+mod editor;
+mod engine;
+pub mod error;
+mod grpc;
+mod inbox;
+mod intake;
+mod reconcile;
+mod registration;
+mod sessions;
+mod snapshot;
+mod status;
+pub mod store;
+pub mod topics;
+pub mod view;
+
+pub use engine::{Engine, EngineConfig, ServeError};

@@ -1,0 +1,270 @@
+//! An engine: everything it holds, and what callers can ask of it.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use pipedoc_model::names::{ClusterName, PipelineName};
+use pipedoc_model::pipeline;
+use pipedoc_model::registry::Modules;
+use pipedoc_proto::v1;
+use pipedoc_transport::log::Log;
+use tokio::net::TcpListener;
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
+use tonic::transport::server::TcpIncoming;
+
+use crate::catalog::{Catalog, Revision};
+use crate::clock;
+use crate::editor::{Editor, NotApplied, Proposal};
+use crate::error::Error;
+use crate::grpc;
+use crate::intake::Intake;
+use crate::reconcile::{self, Reconciler};
+use crate::sessions::Sessions;
+use crate::status;
+use crate::store::Store;
+use crate::view::View;
+
+/// How long an apply waits for the plan that follows from it.
+const PLANNED_WITHIN: Duration = Duration::from_secs(5);
+
+/// How long open connections may finish when the engine stops.
+const STOP_GRACE: Duration = Duration::from_secs(5);
+
+/// What an engine is made of.
+pub struct EngineConfig {
+    /// The installation.
+    pub cluster: ClusterName,
+    /// Where configuration and control state lie.
+    pub store: Arc<dyn Store>,
+    /// Where records lie.
+    pub log: Arc<dyn Log>,
+    /// Values of variables for pipelines that are new in the inbox; those that a
+    /// pipeline has already win. Default: none.
+    pub variables: BTreeMap<String, String>,
+}
+
+/// Why an engine cannot serve.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The services cannot be described for reflection.
+    #[error("gRPC reflection cannot be set up")]
+    Reflection(#[from] tonic_reflection::server::Error),
+    /// The server broke off.
+    #[error("the gRPC server broke off")]
+    Transport(#[from] tonic::transport::Error),
+}
+
+/// An engine. Cheap to clone; it reconciles as long as a clone lives.
+#[derive(Clone)]
+pub struct Engine(Arc<Inner>);
+
+struct Inner {
+    cluster: ClusterName,
+    catalog: Catalog,
+    log: Arc<dyn Log>,
+    editor: Arc<Editor>,
+    intake: Intake,
+    sessions: Sessions,
+    view: watch::Receiver<Arc<View>>,
+    nudge: Arc<Notify>,
+    _reconciling: AbortOnDropHandle<()>,
+}
+
+impl Engine {
+    /// Makes an engine and begins to reconcile. Must be called within a runtime.
+    #[must_use]
+    pub fn new(config: EngineConfig) -> Self {
+        let EngineConfig { cluster, store, log, variables } = config;
+        let catalog = Catalog::new(store);
+        let editor = Arc::new(Editor::new(cluster.clone(), catalog.clone(), Arc::clone(&log)));
+        let nudge = Arc::new(Notify::new());
+        let reconciler = Reconciler::new(
+            cluster.clone(),
+            catalog.clone(),
+            Arc::clone(&log),
+            Arc::clone(&editor),
+            variables,
+            Arc::clone(&nudge),
+        );
+        let view = reconciler.view();
+        let reconciling = AbortOnDropHandle::new(tokio::spawn(reconciler.run(CancellationToken::new())));
+        Self(Arc::new(Inner {
+            intake: Intake::new(cluster.clone(), Arc::clone(&log)),
+            cluster,
+            catalog,
+            log,
+            editor,
+            sessions: Sessions::default(),
+            view,
+            nudge,
+            _reconciling: reconciling,
+        }))
+    }
+
+    /// Serves gRPC on a listener until `shutdown`: `ModuleGateway`,
+    /// `PipelineControl`, `Intake`, health and reflection.
+    ///
+    /// # Errors
+    /// When the server cannot be set up or breaks off.
+    pub async fn serve(&self, listener: TcpListener, shutdown: CancellationToken) -> Result<(), ServeError> {
+        let routes = grpc::routes(self.clone(), shutdown.clone()).await?;
+        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+        let server = tonic::transport::Server::builder()
+            .http2_keepalive_interval(Some(Duration::from_secs(10)))
+            .http2_keepalive_timeout(Some(Duration::from_secs(5)))
+            .add_routes(routes)
+            .serve_with_incoming_shutdown(incoming, shutdown.clone().cancelled_owned());
+        let too_long = async {
+            shutdown.cancelled().await;
+            tokio::time::sleep(STOP_GRACE).await;
+        };
+        tokio::select! {
+            ended = server => Ok(ended?),
+            () = too_long => Ok(()),
+        }
+    }
+
+    /// Makes a text its pipeline's newest revision, or says everything against it.
+    /// Returns when the plan that follows is published, or after 5 s.
+    ///
+    /// # Errors
+    /// When the request asks for what is not supported, or the store cannot be used.
+    pub async fn apply(&self, request: v1::ApplyRequest) -> Result<v1::ApplyResponse, Error> {
+        if request.expected_revision != 0 {
+            return Err(Error::NotSupported { field: "expected_revision" });
+        }
+        let proposal = Proposal {
+            text: request.text,
+            file: request.file,
+            variables: request.variables.into_iter().collect(),
+            dry_run: request.dry_run,
+        };
+        let applied = match self.0.editor.apply(proposal, clock::now_millis()).await {
+            Ok(applied) => applied,
+            Err(NotApplied::Store(error)) => return Err(error.into()),
+            Err(NotApplied::Refused(problems)) => {
+                let errors = problems.0.into_iter().map(status::problem).collect();
+                return Ok(v1::ApplyResponse { accepted: false, errors, ..v1::ApplyResponse::default() });
+            }
+        };
+        if !request.dry_run {
+            self.nudge();
+            let mut view = self.view();
+            if !reconcile::wait_for(&mut view, applied.generation, PLANNED_WITHIN).await {
+                tracing::warn!(pipeline = %applied.pipeline, "applied, but not planned yet; status tells why");
+            }
+        }
+        Ok(v1::ApplyResponse {
+            accepted: true,
+            pipeline: applied.pipeline.to_string(),
+            revision: applied.revision,
+            generation: applied.generation.0,
+            errors: Vec::new(),
+            warnings: applied.warnings.into_iter().map(status::problem).collect(),
+        })
+    }
+
+    /// A pipeline as it was applied.
+    ///
+    /// # Errors
+    /// When there is none of the name, or the store cannot be read.
+    pub async fn get(&self, request: v1::GetRequest) -> Result<v1::GetResponse, Error> {
+        if request.revision != 0 {
+            return Err(Error::NotSupported { field: "revision" });
+        }
+        let mut current = self.current().await?;
+        let Some((name, (number, revision))) = current.remove_entry(request.pipeline.as_str()) else {
+            let known = current.keys().map(ToString::to_string).collect();
+            return Err(Error::UnknownPipeline { found: request.pipeline, known });
+        };
+        let variables = HashMap::from_iter(revision.variables);
+        Ok(v1::GetResponse { pipeline: name.to_string(), revision: number, text: revision.text, variables })
+    }
+
+    /// The pipelines.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub async fn list(&self) -> Result<v1::ListResponse, Error> {
+        let summary = |(name, (number, revision)): (PipelineName, (u64, Revision))| {
+            let none = Modules::new();
+            let parsed = pipeline::parse(&revision.text, &revision.file, &revision.variables, &none, false);
+            v1::PipelineSummary {
+                pipeline: name.to_string(),
+                revision: number,
+                steps: parsed.map_or(0, |parsed| u32::try_from(parsed.config.steps.len()).unwrap_or(u32::MAX)),
+                applied_at: Some(prost_types::Timestamp {
+                    seconds: revision.applied_at.div_euclid(1000),
+                    nanos: i32::try_from(revision.applied_at.rem_euclid(1000) * 1_000_000).unwrap_or(0),
+                }),
+            }
+        };
+        Ok(v1::ListResponse { pipelines: self.current().await?.into_iter().map(summary).collect() })
+    }
+
+    /// How everything is doing, or only one pipeline when `pipeline` is not empty.
+    ///
+    /// # Errors
+    /// When there is no such pipeline.
+    pub async fn status(&self, pipeline: &str) -> Result<v1::StatusResponse, Error> {
+        let view = self.view().borrow().clone();
+        let only = match pipeline {
+            "" => None,
+            name => Some(view.pipeline(name).ok_or_else(|| Error::UnknownPipeline {
+                found: name.to_owned(),
+                known: view.pipelines.iter().map(|pipeline| pipeline.name.to_string()).collect(),
+            })?),
+        };
+        let instances = self.0.sessions.all();
+        Ok(status::status(&self.0.cluster, &view, &instances, self.0.log.as_ref(), only).await)
+    }
+
+    /// Puts documents into a step's input topic; a report for each.
+    ///
+    /// # Errors
+    /// When the request cannot be right, or the log cannot be used.
+    pub async fn submit(&self, request: v1::SubmitRequest) -> Result<Vec<v1::DeliveryReport>, Error> {
+        let view = self.view().borrow().clone();
+        self.0.intake.submit(&view, request).await
+    }
+
+    /// What is planned, as it changes.
+    #[must_use]
+    pub fn view(&self) -> watch::Receiver<Arc<View>> {
+        self.0.view.clone()
+    }
+
+    /// The installation it belongs to.
+    #[must_use]
+    pub fn cluster(&self) -> &ClusterName {
+        &self.0.cluster
+    }
+
+    pub(crate) fn sessions(&self) -> &Sessions {
+        &self.0.sessions
+    }
+
+    pub(crate) fn editor(&self) -> &Editor {
+        &self.0.editor
+    }
+
+    /// Has all looked at soon.
+    pub(crate) fn nudge(&self) {
+        self.0.nudge.notify_one();
+    }
+
+    /// Current revisions, from the store.
+    async fn current(&self) -> Result<BTreeMap<PipelineName, (u64, Revision)>, Error> {
+        let mut current = BTreeMap::new();
+        let Some(head) = self.0.catalog.head().await? else { return Ok(current) };
+        for (name, number) in head.head.pipelines {
+            if let Some(revision) = self.0.catalog.revision(&name, number).await? {
+                current.insert(name, (number, revision));
+            }
+        }
+        Ok(current)
+    }
+}

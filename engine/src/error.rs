@@ -1,0 +1,79 @@
+//! What callers of an engine are told when something cannot be done.
+
+use pipedoc_model::names::PipelineName;
+
+use crate::store;
+
+/// Why a request is not done.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// No pipeline has the name.
+    #[error("no pipeline is named {found:?}; {}", known_names("pipeline", .known))]
+    UnknownPipeline {
+        /// The name.
+        found: String,
+        /// The pipelines there are.
+        known: Vec<String>,
+    },
+    /// No step of the pipeline has the name, or it takes no documents.
+    #[error("pipeline {pipeline} has no step named {found:?} that takes documents; {}", known_names("step", .known))]
+    UnknownStep {
+        /// The pipeline.
+        pipeline: PipelineName,
+        /// The name.
+        found: String,
+        /// Its steps that take documents.
+        known: Vec<String>,
+    },
+    /// The request names no step, and there is no single one to take.
+    #[error("pipeline {pipeline} has {} where documents could go in; name one of its steps: {}", count(.entrances), .known.join(", "))]
+    AmbiguousStep {
+        /// The pipeline.
+        pipeline: PipelineName,
+        /// Steps without predecessors that take documents.
+        entrances: Vec<String>,
+        /// All steps that take documents.
+        known: Vec<String>,
+    },
+    /// The request cannot be right; every reason.
+    #[error("{}", .0.join("\n"))]
+    Invalid(Vec<String>),
+    /// The field's behaviour does not exist yet.
+    #[error("{field} is not supported yet; leave it out")]
+    NotSupported {
+        /// The field.
+        field: &'static str,
+    },
+    /// The store cannot be used.
+    #[error("the configuration store cannot be used: {}", chain(.0))]
+    Store(#[from] store::Error),
+    /// The log cannot be used.
+    #[error("the log cannot be used: {}", chain(.0))]
+    Log(#[from] pipedoc_transport::error::Error),
+}
+
+fn known_names(what: &str, known: &[String]) -> String {
+    if known.is_empty() { format!("there is no such {what} yet") } else { format!("there are: {}", known.join(", ")) }
+}
+
+fn count(entrances: &[String]) -> String {
+    match entrances {
+        [] => "no step without predecessors".to_owned(),
+        many => format!("{} steps ({})", many.len(), many.join(", ")),
+    }
+}
+
+/// An error with its causes, outermost first.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(error) = next {
+        let cause = error.to_string();
+        if !text.ends_with(&cause) {
+            text.push_str(": ");
+            text.push_str(&cause);
+        }
+        next = error.source();
+    }
+    text
+}

@@ -1,0 +1,19 @@
+//! Errors as gRPC statuses: one match for all of them.
+
+use tonic::{Code, Status};
+
+use crate::error::Error;
+
+impl From<Error> for Status {
+    fn from(error: Error) -> Self {
+        let code = match &error {
+            Error::UnknownPipeline { .. } | Error::UnknownStep { .. } => Code::NotFound,
+            Error::AmbiguousStep { .. } | Error::Invalid(_) => Code::InvalidArgument,
+            Error::NotSupported { .. } => Code::Unimplemented,
+            Error::Store(source) if source.is_retryable() => Code::Unavailable,
+            Error::Log(source) if source.is_retryable() => Code::Unavailable,
+            Error::Store(_) | Error::Log(_) => Code::Internal,
+        };
+        Self::new(code, error.to_string())
+    }
+}

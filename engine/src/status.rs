@@ -1,0 +1,170 @@
+//! How pipelines and steps are doing: what instances report, and what the log says.
+
+use std::collections::BTreeSet;
+
+use pipedoc_model::names::{ClusterName, Topic};
+use pipedoc_model::step::{InputSource, StepPlan, StepType};
+use pipedoc_proto::v1::{
+    InstanceStatus, PipelineStatus, Problem, StatusResponse, StepReport, StepState, StepStatus,
+    StepType as ProtoStepType,
+};
+use pipedoc_transport::error::{Error as LogError, Result as LogResult};
+use pipedoc_transport::log::{Log, TopicPartition};
+
+use crate::error::chain;
+use crate::sessions::Attached;
+use crate::view::{PipelineView, View, serves};
+
+/// Everything, or only what concerns one pipeline.
+pub(crate) async fn status(
+    cluster: &ClusterName,
+    view: &View,
+    instances: &[Attached],
+    log: &dyn Log,
+    only: Option<&PipelineView>,
+) -> StatusResponse {
+    let mut problems: Vec<Problem> = view.problems.iter().cloned().map(problem).collect();
+    let mut pipelines = Vec::new();
+    let chosen = |pipeline: &&PipelineView| only.is_none_or(|only| only.name == pipeline.name);
+    for pipeline in view.pipelines.iter().filter(chosen) {
+        let mut steps = Vec::with_capacity(pipeline.steps.len());
+        for step in &pipeline.steps {
+            let mut status = step_status(&step.plan, instances);
+            match numbers(&step.plan, log).await {
+                Ok((lag, dead_letters)) => (status.lag, status.dead_letters) = (lag, dead_letters),
+                Err(error) => problems.push(Problem {
+                    message: format!("lag and dead letters of step {} are not known: {}", step.plan.id, chain(&error)),
+                    ..Problem::default()
+                }),
+            }
+            steps.push(status);
+        }
+        pipelines.push(PipelineStatus { pipeline: pipeline.name.to_string(), revision: pipeline.revision, steps });
+    }
+    StatusResponse {
+        cluster: cluster.to_string(),
+        generation: view.generation.map_or(0, |generation| generation.0),
+        pipelines,
+        instances: instances.iter().map(instance_status).collect(),
+        problems,
+    }
+}
+
+/// A problem as it travels.
+pub(crate) fn problem(problem: pipedoc_model::problem::Problem) -> Problem {
+    let pipedoc_model::problem::Problem { file, line, column, field, message } = problem;
+    Problem { file, line, column, field, message }
+}
+
+fn instance_status(attached: &Attached) -> InstanceStatus {
+    let report = &attached.report;
+    InstanceStatus {
+        instance_id: report.instance_id.clone(),
+        module: attached.module.to_string(),
+        version: report.registration.as_ref().map(|registration| registration.version.clone()).unwrap_or_default(),
+        endpoint: report.endpoint.clone(),
+        generation: report.generation,
+        from_disk: report.from_disk,
+        started_at: report.started_at,
+        last_report_at: Some(attached.reported_at.into()),
+        refusals: report.refusals.clone(),
+        steps: report.steps.clone(),
+    }
+}
+
+fn step_status(plan: &StepPlan, instances: &[Attached]) -> StepStatus {
+    let serving: Vec<_> =
+        instances.iter().filter(|attached| serves(plan, &attached.module, &attached.report.serve)).collect();
+    let is_of_step =
+        |report: &&StepReport| report.pipeline == plan.id.pipeline.as_str() && report.step == plan.id.step.as_str();
+    let reports: Vec<_> = serving.iter().map(|attached| attached.report.steps.iter().find(is_of_step)).collect();
+    let states = reports.iter().map(|report| report.map_or(StepState::Starting, StepReport::state));
+    let state = states.max_by_key(|state| severity(*state)).unwrap_or(StepState::WaitingForModule);
+    let reports: Vec<_> = reports.into_iter().flatten().collect();
+    let newest = reports
+        .iter()
+        .filter(|report| !report.last_error.is_empty())
+        .max_by_key(|report| report.last_error_at.map(|at| (at.seconds, at.nanos)));
+    StepStatus {
+        step: plan.id.step.to_string(),
+        r#type: match plan.step_type {
+            StepType::Connector => ProtoStepType::Connector,
+            StepType::Pipeline => ProtoStepType::Pipeline,
+            StepType::Sink => ProtoStepType::Sink,
+        }
+        .into(),
+        module: plan.module.to_string(),
+        state: state.into(),
+        lag: 0,
+        in_flight: reports.iter().map(|report| report.in_flight).sum(),
+        done: reports.iter().map(|report| report.done).sum(),
+        failed: reports.iter().map(|report| report.failed).sum(),
+        dead_letters: 0,
+        last_error: newest.map(|report| report.last_error.clone()).unwrap_or_default(),
+        last_error_at: newest.and_then(|report| report.last_error_at),
+        instances: u32::try_from(serving.len()).unwrap_or(u32::MAX),
+    }
+}
+
+/// Of several instances' states the worst is the step's. A connector that is
+/// completed in one instance is completed, though others stand by as running.
+fn severity(state: StepState) -> u8 {
+    match state {
+        StepState::Failed => 8,
+        StepState::Stopping => 7,
+        StepState::Stopped => 6,
+        StepState::Paused => 5,
+        StepState::Starting => 4,
+        StepState::Completed => 3,
+        StepState::Running => 2,
+        StepState::Unspecified => 1,
+        StepState::WaitingForModule => 0,
+    }
+}
+
+/// Lag and dead letters of a step, from the log.
+async fn numbers(plan: &StepPlan, log: &dyn Log) -> LogResult<(i64, i64)> {
+    let dead_letters = known(log.ends(&plan.dead_letters).await)?.iter().map(|ends| ends.end - ends.start).sum();
+    if plan.inputs.is_empty() {
+        return Ok((0, dead_letters));
+    }
+    let committed = log.group_offsets(&plan.group).await?;
+    let mut lag = 0;
+    for topic in input_topics(plan, log).await? {
+        for (ends, partition) in known(log.ends(&topic).await)?.into_iter().zip(0..) {
+            let place = committed.get(&TopicPartition::new(topic.clone(), partition));
+            let done = place.map_or(ends.start, |place| place.offset.max(ends.start));
+            lag += (ends.end - done).max(0);
+        }
+    }
+    Ok((lag, dead_letters))
+}
+
+async fn input_topics(plan: &StepPlan, log: &dyn Log) -> LogResult<Vec<Topic>> {
+    let mut topics = BTreeSet::new();
+    let mut all = None;
+    for input in &plan.inputs {
+        match &input.source {
+            InputSource::Topic(topic) => drop(topics.insert(topic.clone())),
+            InputSource::Pattern(pattern) => {
+                let all = match &mut all {
+                    Some(all) => all,
+                    none => none.insert(log.topics().await?),
+                };
+                // It compiled when the pipeline was taken.
+                let Ok(whole) = regex::Regex::new(&format!("^(?:{pattern})$")) else { continue };
+                let matching = all.iter().filter(|topic| !topic.is_internal() && whole.is_match(topic.as_str()));
+                topics.extend(matching.cloned());
+            }
+        }
+    }
+    Ok(topics.into_iter().collect())
+}
+
+/// A topic that does not exist holds nothing.
+fn known<T: Default>(found: LogResult<T>) -> LogResult<T> {
+    match found {
+        Err(LogError::UnknownTopic { .. }) => Ok(T::default()),
+        found => found,
+    }
+}

@@ -1,0 +1,224 @@
+//! The store contract: where configuration and control state lie.
+//!
+//! Small keys with values that are changed by check-and-set, a way to hear of
+//! changes, and an inbox of pipeline texts that people edit. That is what a
+//! folder with an SQLite file can do, and what Consul can do; `tests/engine/suite.rs`
+//! holds what every store must pass. What the keys mean is the business of
+//! [`crate::catalog`].
+//!
+//! ```text
+//! head                     the one value that all engines watch
+//! revisions/<pipeline>/<n> immutable texts            modules/<module>/<n>  immutable registrations
+//! controls/<pipeline>/<n>  immutable wishes           notes/<entry>         what became of an inbox entry
+//! ```
+
+pub mod folder;
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use tokio::sync::watch;
+
+/// Result of an operation on a store.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Cause of an error, shared so that errors can be kept for status.
+pub type Cause = Arc<dyn std::error::Error + Send + Sync>;
+
+/// What can go wrong with a store.
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// Somebody else changed the value first.
+    #[error("{key} was changed by somebody else")]
+    Conflict {
+        /// The key.
+        key: Key,
+    },
+    /// A value is not what this version writes.
+    #[error("{key} cannot be read; it may be of another version of PipeDoc")]
+    Unreadable {
+        /// The key.
+        key: Key,
+        /// What is wrong with it.
+        #[source]
+        source: Cause,
+    },
+    /// The inbox as a whole cannot be read. Nothing is concluded from that.
+    #[error("pipeline folder {} cannot be read; what runs goes on", path.display())]
+    Inbox {
+        /// The folder.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: Cause,
+    },
+    /// An inbox entry cannot be written.
+    #[error("{} cannot be written; check that its folder exists and may be written to", path.display())]
+    InboxEntry {
+        /// The entry's file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: Cause,
+    },
+    /// The store's file cannot be used.
+    #[error("control file {}: {problem}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it and what can be done.
+        problem: FileProblem,
+        /// The cause.
+        #[source]
+        source: Option<Cause>,
+    },
+    /// The store reported something else.
+    #[error("{operation} on {target} failed")]
+    Backend {
+        /// What was tried.
+        operation: &'static str,
+        /// Where.
+        target: String,
+        /// Whether trying again may help.
+        retryable: bool,
+        /// The cause.
+        #[source]
+        source: Cause,
+    },
+}
+
+/// What can be wrong with a store's file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum FileProblem {
+    /// It is something else.
+    #[error("it is not PipeDoc's; give another data folder or move it away")]
+    NotOurs,
+    /// It was written by a newer version of PipeDoc.
+    #[error("a newer version of PipeDoc wrote it; use that one")]
+    TooNew,
+    /// It cannot be written.
+    #[error("it cannot be written; check its permissions and those of its folder")]
+    ReadOnly,
+    /// There is no room.
+    #[error("its disk is full; it goes on when there is room")]
+    Full,
+    /// Somebody has locked it for too long.
+    #[error("another program holds a lock on it")]
+    Locked,
+    /// Its content is damaged.
+    #[error("it is damaged; move it away, and the pipelines in the folder are taken anew")]
+    Corrupt,
+    /// It cannot be opened.
+    #[error("it cannot be opened; check that its folder exists and may be entered")]
+    CannotOpen,
+}
+
+impl Error {
+    /// Whether the same call may succeed later. After a conflict, look again first.
+    #[must_use]
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Self::Conflict { .. } | Self::Inbox { .. } => true,
+            Self::File { problem, .. } => matches!(problem, FileProblem::Full | FileProblem::Locked),
+            Self::Backend { retryable, .. } => *retryable,
+            Self::Unreadable { .. } | Self::InboxEntry { .. } => false,
+        }
+    }
+}
+
+/// Name of a value: parts joined by `/`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Key(String);
+
+impl Key {
+    /// A key of its parts, which hold no `/`.
+    #[must_use]
+    pub fn new(parts: &[&str]) -> Self {
+        Self(parts.join("/"))
+    }
+
+    /// The key as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// State of a value at a moment; every change makes another one. Only good for
+/// check-and-set, and never 0 (Consul's `ModifyIndex`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Version(pub u64);
+
+/// A value with its version.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Value {
+    /// The text.
+    pub text: String,
+    /// Its version.
+    pub version: Version,
+}
+
+/// What a value must be for a write to happen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Expected {
+    /// Not there (Consul's check-and-set 0).
+    Absent,
+    /// Of this version.
+    Is(Version),
+    /// Anything.
+    Anything,
+}
+
+/// A pipeline text as somebody left it in the inbox.
+#[derive(Debug, Clone)]
+pub struct InboxEntry {
+    /// Name of the entry within the inbox: a file's name, a key's last part.
+    pub name: String,
+    /// Where it lies, for people: a path, a key.
+    pub origin: String,
+    /// The text, or why it cannot be read.
+    pub text: std::result::Result<String, String>,
+}
+
+/// Where configuration and control state of one cluster lie.
+#[async_trait]
+pub trait Store: Send + Sync + 'static {
+    /// Where it is, for people.
+    fn describe(&self) -> String;
+
+    /// A value; `None` when it does not exist.
+    async fn get(&self, key: &Key) -> Result<Option<Value>>;
+
+    /// Writes a value of at most 512 KiB and gives its new version.
+    /// [`Error::Conflict`] when it is not what was expected; then nothing is written.
+    async fn put(&self, key: &Key, text: &str, expected: Expected) -> Result<Version>;
+
+    /// Removes a value. Missing is no error.
+    async fn remove(&self, key: &Key) -> Result<()>;
+
+    /// Keys that begin with `prefix` and `/`, without that, sorted.
+    async fn list(&self, prefix: &Key) -> Result<Vec<String>>;
+
+    /// All entries of the inbox, by name. An inbox that is missing or cannot be
+    /// read is [`Error::Inbox`], which is not the same as an empty one.
+    async fn inbox(&self) -> Result<Vec<InboxEntry>>;
+
+    /// Writes an entry of the inbox, whole or not at all.
+    async fn write_inbox(&self, name: &str, text: &str) -> Result<()>;
+
+    /// Name of the entry that a pipeline gets when it has none yet.
+    fn inbox_name(&self, pipeline: &str) -> String;
+
+    /// Changes whenever the head or the inbox may have changed, also by other
+    /// processes. It may miss one when machines break; so look also now and then.
+    fn changes(&self) -> watch::Receiver<u64>;
+}

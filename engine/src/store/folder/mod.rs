@@ -1,0 +1,105 @@
+//! The store of one machine: a watched folder of pipeline files, and one SQLite
+//! file for all the rest, shared by any number of processes.
+//!
+//! Knows files and keys; knows nothing of what the values mean.
+
+mod database;
+mod files;
+mod watcher;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use pipedoc_model::names::ClusterName;
+use tokio::sync::watch;
+
+use self::database::Database;
+use self::watcher::Watcher;
+use super::{Error, Expected, InboxEntry, Key, Result, Store, Value, Version};
+
+/// The store of one machine.
+pub struct FolderStore {
+    folder: PathBuf,
+    /// Prefix of all keys, so that clusters can share a data folder.
+    cluster: ClusterName,
+    database: Arc<Database>,
+    watcher: Watcher,
+}
+
+impl FolderStore {
+    /// Opens the store: pipeline files in `folder`, which need not exist yet, and
+    /// `control.db` in `data`, which is made where it is missing.
+    ///
+    /// # Errors
+    /// When the file cannot be used.
+    pub async fn open(cluster: ClusterName, folder: impl Into<PathBuf>, data: impl Into<PathBuf>) -> Result<Self> {
+        let (folder, data) = (folder.into(), data.into());
+        let file = data.join("control.db");
+        let database = blocking(move || Database::open(&file)).await?;
+        let watcher = Watcher::start(folder.clone(), database.bell().to_owned());
+        Ok(Self { folder, cluster, database: Arc::new(database), watcher })
+    }
+
+    fn full(&self, key: &Key) -> Key {
+        Key::new(&[self.cluster.as_str(), key.as_str()])
+    }
+}
+
+#[async_trait]
+impl Store for FolderStore {
+    fn describe(&self) -> String {
+        format!("{} and {}", self.folder.display(), self.database.path().display())
+    }
+
+    async fn get(&self, key: &Key) -> Result<Option<Value>> {
+        let (database, key) = (Arc::clone(&self.database), self.full(key));
+        blocking(move || database.get(&key)).await
+    }
+
+    async fn put(&self, key: &Key, text: &str, expected: Expected) -> Result<Version> {
+        let (database, full, value) = (Arc::clone(&self.database), self.full(key), text.to_owned());
+        let version = blocking(move || database.put(&full, &value, expected)).await?;
+        version.ok_or_else(|| Error::Conflict { key: key.clone() })
+    }
+
+    async fn remove(&self, key: &Key) -> Result<()> {
+        let (database, key) = (Arc::clone(&self.database), self.full(key));
+        blocking(move || database.remove(&key)).await
+    }
+
+    async fn list(&self, prefix: &Key) -> Result<Vec<String>> {
+        let (database, prefix) = (Arc::clone(&self.database), self.full(prefix));
+        blocking(move || database.list(&prefix)).await
+    }
+
+    async fn inbox(&self) -> Result<Vec<InboxEntry>> {
+        let folder = self.folder.clone();
+        blocking(move || files::read(&folder)).await
+    }
+
+    async fn write_inbox(&self, name: &str, text: &str) -> Result<()> {
+        let (folder, name, text) = (self.folder.clone(), name.to_owned(), text.to_owned());
+        blocking(move || files::write(&folder, &name, &text)).await
+    }
+
+    fn inbox_name(&self, pipeline: &str) -> String {
+        format!("{pipeline}.yaml")
+    }
+
+    fn changes(&self) -> watch::Receiver<u64> {
+        self.watcher.subscribe()
+    }
+}
+
+/// Files are slow at times; workers of the runtime must not wait for them.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| {
+        Err(Error::Backend {
+            operation: "a blocking call",
+            target: "the folder store".into(),
+            retryable: false,
+            source: Arc::new(error),
+        })
+    })
+}
