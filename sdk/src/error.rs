@@ -59,6 +59,21 @@ impl Error {
         self.retryable
     }
 
+    /// The same error again, for another document that it struck; its causes are
+    /// kept as words.
+    #[must_use]
+    pub(crate) fn duplicate(&self) -> Self {
+        self.duplicate_with(|words| words)
+    }
+
+    /// As [`duplicate`](Self::duplicate), in other words.
+    pub(crate) fn duplicate_with(&self, words: impl FnMut(String) -> String) -> Self {
+        let mut chain = self.chain().into_iter().map(words).rev();
+        let first = chain.next().unwrap_or_default();
+        let source = chain.fold(first.into(), |source, message| Box::new(Context { message, source }) as Box<_>);
+        Self { retryable: self.retryable, kind: self.kind, source }
+    }
+
     /// Its kind, a stable word for machines.
     #[must_use]
     pub fn kind(&self) -> &'static str {

@@ -68,6 +68,14 @@ pub enum Event {
         /// What was lost.
         error: String,
     },
+    /// A deletion ended at an output that cannot carry it, as its key reads the
+    /// document.
+    DeletionEnded {
+        /// The document.
+        document: String,
+        /// Name of the output.
+        output: String,
+    },
     /// Partitions came.
     Assigned(Vec<TopicPartition>),
     /// Partitions went.

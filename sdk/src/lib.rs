@@ -29,8 +29,9 @@
 //!     }
 //! }
 //!
-//! # mod pipedoc_sdk { pub use ::pipedoc_sdk::*; }
-//! fn main() {}
+//! fn main() -> ExitCode {
+//!     pipedoc_sdk::main::<Greeter>()
+//! }
 //! ```
 
 pub mod attach;
@@ -40,14 +41,20 @@ pub mod error;
 pub mod event;
 pub mod factory;
 pub mod grpc;
+pub mod harness;
+pub mod instance;
+pub mod layers;
 pub mod module;
 pub mod output;
 pub mod prelude;
+pub mod process;
 pub mod record;
+mod runtime;
 pub mod secrets;
 pub mod testing;
 pub mod units;
 
 // What authors need of other crates, so that their Cargo.toml names the SDK alone.
 pub use check::check;
+pub use process::{connector_main, main, record_main};
 pub use {bytes, pipedoc_model as model, pipedoc_proto as proto, schemars, serde, serde_json, tokio, tower};

@@ -1,0 +1,231 @@
+//! Large payloads on their way past the log: blobs and whole documents as claims.
+//!
+//! A blob above the step's `claim_threshold` is written to the object store and
+//! replaced by a claim. A document that is still larger than that goes there
+//! whole: what remains in the record is a `PipeDoc` with its identity, whose
+//! `data` is an `Any` that holds the [`Claim`]. Knows nothing of topics.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use pipedoc_model::step::StepPlan;
+use pipedoc_proto::PipeDoc;
+use pipedoc_proto::v1::{Blob, Claim, Data, blob, data};
+use pipedoc_transport::objects::{self, Objects};
+use prost::Message;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::error::{Error, Result, ResultExt};
+
+/// Type of a claim in an `Any`.
+const CLAIM_TYPE: &str = "type.googleapis.com/pipedoc.v1.Claim";
+
+/// Hydrated bytes are counted in units of so many.
+const UNIT: u64 = 1024;
+
+/// Where large payloads lie.
+pub(crate) trait Shelf: Send + Sync {
+    /// Writes a payload.
+    fn put(&self, payload: Bytes) -> BoxFuture<'_, Result<Claim>>;
+    /// Reads one back, checked against its claim.
+    fn get<'a>(&'a self, claim: &'a Claim) -> BoxFuture<'a, Result<Bytes>>;
+}
+
+impl Shelf for Objects {
+    fn put(&self, payload: Bytes) -> BoxFuture<'_, Result<Claim>> {
+        Box::pin(async move { Objects::put(self, payload).await.map_err(store_error) })
+    }
+
+    fn get<'a>(&'a self, claim: &'a Claim) -> BoxFuture<'a, Result<Bytes>> {
+        Box::pin(async move { Objects::get(self, claim).await.map_err(store_error) })
+    }
+}
+
+fn store_error(error: objects::Error) -> Error {
+    if error.is_retryable() { Error::retryable(error) } else { Error::permanent(error).with_kind("claim") }
+}
+
+/// Claims of one step.
+pub(crate) struct Claims {
+    shelf: Arc<dyn Shelf>,
+    threshold: u64,
+    hydrate_max: u64,
+    /// Memory for what is hydrated at once.
+    memory: Arc<Semaphore>,
+    units: u32,
+}
+
+/// A document ready to be written.
+#[derive(Debug)]
+pub(crate) struct Offloaded {
+    pub(crate) id: String,
+    pub(crate) version: i64,
+    pub(crate) value: Bytes,
+    /// Each claim that the value refers to, as headers carry it.
+    pub(crate) claims: Vec<String>,
+}
+
+impl Claims {
+    /// Claims of a step. At most `memory` bytes are hydrated at once, but at
+    /// least one document.
+    pub(crate) fn new(shelf: Arc<dyn Shelf>, plan: &StepPlan, memory: u64) -> Self {
+        let units = u32::try_from((memory / UNIT).clamp(1, 1 << 28)).unwrap_or(1);
+        Self {
+            shelf,
+            threshold: plan.claim_threshold,
+            hydrate_max: plan.hydrate_max,
+            memory: Arc::new(Semaphore::new(units as usize)),
+            units,
+        }
+    }
+
+    /// Reads everything back that a document refers to. The permit stands for the
+    /// memory it takes: hold it as long as the document.
+    pub(crate) async fn hydrate(&self, mut doc: PipeDoc) -> Result<(PipeDoc, Option<OwnedSemaphorePermit>)> {
+        let mut size = whole_claim(&doc)?.map_or(0, |claim| claim.size);
+        self.check(&doc, size)?;
+        let mut permit = self.reserve(size.saturating_add(blobs_size(&doc))).await?;
+        if let Some(claim) = whole_claim(&doc)? {
+            let bytes = self.shelf.get(&claim).await.context(format!("the claim of {} cannot be read", doc.id))?;
+            doc = PipeDoc::decode(bytes)
+                .permanent()
+                .context("what the claim holds is no PipeDoc")
+                .map_err(|error| error.with_kind("decode"))?;
+            size = size.saturating_add(blobs_size(&doc));
+            self.check(&doc, size)?;
+            if blobs_size(&doc) > 0 {
+                // What it held before must be free first, or two documents could
+                // wait for each other.
+                drop(permit);
+                permit = self.reserve(size).await?;
+            }
+        } else {
+            self.check(&doc, blobs_size(&doc))?;
+        }
+        for blob in &mut doc.blobs {
+            if let Some(blob::Content::Claim(claim)) = &blob.content {
+                let bytes =
+                    self.shelf.get(claim).await.context(format!("the claim of blob {:?} cannot be read", blob.name))?;
+                blob.content = Some(blob::Content::Inline(bytes));
+            }
+        }
+        Ok((doc, Some(permit)))
+    }
+
+    /// Writes to the store what is too large for a record, and encodes the rest.
+    pub(crate) async fn offload(&self, mut doc: PipeDoc) -> Result<Offloaded> {
+        for blob in &mut doc.blobs {
+            self.offload_blob(blob).await?;
+        }
+        let mut claims: Vec<String> = doc.blobs.iter().filter_map(claim_of).map(text).collect();
+        if let Some(claim) = whole_claim(&doc)? {
+            claims.push(text(&claim));
+        }
+        let (id, version) = (doc.id.clone(), doc.version);
+        let mut value = Bytes::from(doc.encode_to_vec());
+        if value.len() as u64 > self.threshold {
+            let (stub, claim) = self.shelve(value, stub_of(doc)).await?;
+            claims.push(claim);
+            value = stub;
+        }
+        Ok(Offloaded { id, version, value, claims })
+    }
+
+    /// Puts a whole value on the shelf; gives what stands for it, and its claim as
+    /// headers carry it.
+    pub(crate) async fn shelve(&self, value: Bytes, mut stub: PipeDoc) -> Result<(Bytes, String)> {
+        let claim = self
+            .shelf
+            .put(value)
+            .await
+            .context(format!("{} is too large for a record and cannot be stored", stub.id))?;
+        let text = text(&claim);
+        let any = prost_types::Any { type_url: CLAIM_TYPE.to_owned(), value: claim.encode_to_vec() };
+        stub.data = Some(Data { kind: Some(data::Kind::Any(any)) });
+        Ok((Bytes::from(stub.encode_to_vec()), text))
+    }
+
+    async fn offload_blob(&self, blob: &mut Blob) -> Result<()> {
+        let Some(blob::Content::Inline(bytes)) = &blob.content else { return Ok(()) };
+        if bytes.len() as u64 <= self.threshold {
+            return Ok(());
+        }
+        let claim = self
+            .shelf
+            .put(bytes.clone())
+            .await
+            .context(format!("blob {:?} is too large for a record and cannot be stored", blob.name))?;
+        blob.size = claim.size;
+        blob.sha256 = claim.sha256.clone();
+        blob.content = Some(blob::Content::Claim(claim));
+        Ok(())
+    }
+
+    fn check(&self, doc: &PipeDoc, size: u64) -> Result<()> {
+        if size <= self.hydrate_max {
+            return Ok(());
+        }
+        Err(Error::permanent(format!(
+            "{} refers to {size} bytes of claims; hydrate_max is {}. Raise hydrate_max, or set hydration: NEVER where the module reads claims itself",
+            doc.id, self.hydrate_max
+        ))
+        .with_kind("hydrate-max"))
+    }
+
+    async fn reserve(&self, bytes: u64) -> Result<OwnedSemaphorePermit> {
+        // What is larger than all of it waits for all of it.
+        let units = u32::try_from(bytes.div_ceil(UNIT)).unwrap_or(u32::MAX).min(self.units);
+        Ok(Arc::clone(&self.memory).acquire_many_owned(units).await?)
+    }
+}
+
+/// Whether a document refers to anything that is not in it.
+pub(crate) fn needs_hydration(doc: &PipeDoc) -> bool {
+    doc.blobs.iter().any(|blob| claim_of(blob).is_some()) || is_stub(doc)
+}
+
+/// What remains of a document whose rest lies elsewhere.
+pub(crate) fn stub_of(doc: PipeDoc) -> PipeDoc {
+    PipeDoc {
+        id: doc.id,
+        version: doc.version,
+        source_uri: doc.source_uri,
+        mime_type: doc.mime_type,
+        parent_id: doc.parent_id,
+        part: doc.part,
+        parts: doc.parts,
+        parent_version: doc.parent_version,
+        ..PipeDoc::default()
+    }
+}
+
+fn is_stub(doc: &PipeDoc) -> bool {
+    matches!(&doc.data, Some(Data { kind: Some(data::Kind::Any(any)) }) if any.type_url == CLAIM_TYPE)
+}
+
+fn whole_claim(doc: &PipeDoc) -> Result<Option<Claim>> {
+    match &doc.data {
+        Some(Data { kind: Some(data::Kind::Any(any)) }) if any.type_url == CLAIM_TYPE => {
+            let claim = Claim::decode(any.value.as_slice()).permanent().context("the document's claim cannot be read");
+            claim.map(Some).map_err(|error| error.with_kind("decode"))
+        }
+        _ => Ok(None),
+    }
+}
+
+fn claim_of(blob: &Blob) -> Option<&Claim> {
+    match &blob.content {
+        Some(blob::Content::Claim(claim)) => Some(claim),
+        _ => None,
+    }
+}
+
+fn blobs_size(doc: &PipeDoc) -> u64 {
+    doc.blobs.iter().filter_map(claim_of).fold(0, |sum, claim| sum.saturating_add(claim.size))
+}
+
+/// A claim as headers carry it: store and key.
+fn text(claim: &Claim) -> String {
+    format!("{}/{}", claim.store, claim.key)
+}

@@ -1,0 +1,365 @@
+//! Runs a connector where this instance owns its state, and nowhere else.
+//!
+//! The owner of partition 0 of the state topic runs it. Ownership comes and goes
+//! here; what is sent meanwhile is [`super::emit`]'s.
+
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+
+use futures::FutureExt;
+use pipedoc_model::names::Topic;
+use pipedoc_transport::log::{
+    self, Consumer, ConsumerConfig, Event as LogEvent, Producer, Revocation, Start, Subscription, TopicPartition,
+};
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::emit::Emissions;
+use super::process::panicked;
+use super::status::{Board, StepState};
+use super::step::Surroundings;
+use super::work::Workshop;
+use super::{Order, retry};
+use crate::connector::{Emitter, State};
+use crate::error::{Error, Result, ResultExt};
+use crate::event::Event;
+use crate::factory::Connects;
+use crate::module::Step;
+
+/// How many emissions wait to be taken.
+const QUEUE: usize = 16;
+
+/// Runs a connector whenever its state is owned here, until ordered to stop.
+///
+/// # Errors
+/// When the clients cannot be used any more: make new ones.
+pub(super) async fn run(
+    around: &Surroundings,
+    shop: Arc<Workshop>,
+    connector: &Arc<dyn Connects>,
+    board: &Arc<Board>,
+    consumer: Arc<dyn Consumer>,
+    producer: Arc<dyn Producer>,
+    orders: &mut watch::Receiver<Order>,
+) -> Result<()> {
+    let Some(topic) = shop.plan.state.clone() else { return Err(Error::permanent("the plan names no state topic")) };
+    let home = TopicPartition::new(topic, 0);
+    let mut member = Member { consumer, board: Arc::clone(board), home, failures: 0 };
+    let result = own_and_run(around, &shop, connector, board, &mut member, &producer, orders).await;
+    board.set_consumer(None);
+    board.set_in_flight(0);
+    let closed = member.consumer.close().await;
+    result.and_then(|()| closed.map_err(Error::from))
+}
+
+async fn own_and_run(
+    around: &Surroundings,
+    shop: &Arc<Workshop>,
+    connector: &Arc<dyn Connects>,
+    board: &Arc<Board>,
+    member: &mut Member,
+    producer: &Arc<dyn Producer>,
+    orders: &mut watch::Receiver<Order>,
+) -> Result<()> {
+    loop {
+        show_order(board, *orders.borrow_and_update());
+        // Another instance may run it: this one stands by.
+        tokio::select! {
+            change = member.next() => match change? {
+                Change::Owned => {}
+                Change::Taken(_) | Change::Lost => continue,
+            },
+            () = stop_ordered(orders) => return Ok(()),
+        }
+        let parts = Parts { around, shop, connector, board, producer };
+        match while_owned(parts, member, orders).await? {
+            Some(change) => drop(change),
+            None => return Ok(()),
+        }
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Parts<'a> {
+    around: &'a Surroundings,
+    shop: &'a Arc<Workshop>,
+    connector: &'a Arc<dyn Connects>,
+    board: &'a Arc<Board>,
+    producer: &'a Arc<dyn Producer>,
+}
+
+/// Runs the connector until it is taken away (then what holds its next owner
+/// back is returned, to be dropped) or ordered to stop.
+async fn while_owned(
+    parts: Parts<'_>,
+    member: &mut Member,
+    orders: &mut watch::Receiver<Order>,
+) -> Result<Option<Change>> {
+    let mut failures = 0_u32;
+    loop {
+        let stopping = CancellationToken::new();
+        let deadline = watch::channel(None::<Instant>).0;
+        let mut taken = None;
+        let running = run_once(parts, stopping.clone(), deadline.subscribe(), orders.clone());
+        tokio::pin!(running);
+        let ended = loop {
+            tokio::select! {
+                ended = &mut running => break ended,
+                change = member.next(), if taken.is_none() => match change? {
+                    Change::Owned => {}
+                    Change::Lost => return Ok(Some(Change::Lost)),
+                    Change::Taken(revocation) => {
+                        stopping.cancel();
+                        deadline.send_replace(Some(Instant::now() + parts.shop.plan.revoke_grace));
+                        taken = Some(revocation);
+                    }
+                },
+                order = stop_order(orders), if deadline.borrow().is_none() => {
+                    parts.board.set_state(StepState::Stopping);
+                    stopping.cancel();
+                    deadline.send_replace(Some(order));
+                }
+            }
+        };
+        if let Some(revocation) = taken {
+            return Ok(Some(Change::Taken(revocation)));
+        }
+        if deadline.borrow().is_some() {
+            return Ok(None);
+        }
+        // It has come to an end by itself.
+        let wait = match ended {
+            Ok(()) => {
+                parts.board.set_state(StepState::Completed);
+                parts.board.progress(0, true, member.partitions());
+                None
+            }
+            Err(Failure::Connector(error)) if !error.is_retryable() => {
+                parts.board.trouble(error.to_string());
+                parts.board.set_state(StepState::Failed);
+                None
+            }
+            Err(Failure::Connector(error)) => {
+                failures = failures.saturating_add(1);
+                parts.board.trouble(error.context("the connector failed; it is run again").to_string());
+                Some(retry::backoff(&retry::patient(), failures))
+            }
+            Err(Failure::Clients(error)) => return Err(error),
+        };
+        if let Some(change) = rest(member, orders, wait).await? {
+            return Ok(change);
+        }
+        show_order(parts.board, *orders.borrow_and_update());
+    }
+}
+
+/// Stays a member, for a while or until something happens: `Some` ends ownership
+/// or the step, `None` begins anew.
+#[allow(clippy::option_option, reason = "whether it is over, and how")]
+async fn rest(
+    member: &mut Member,
+    orders: &mut watch::Receiver<Order>,
+    wait: Option<std::time::Duration>,
+) -> Result<Option<Option<Change>>> {
+    let over = wait.map(|wait| Instant::now() + wait);
+    loop {
+        tokio::select! {
+            change = member.next() => match change? {
+                Change::Owned => {}
+                change @ (Change::Taken(_) | Change::Lost) => return Ok(Some(Some(change))),
+            },
+            () = stop_ordered(orders) => return Ok(Some(None)),
+            () = tokio::time::sleep_until(over.unwrap_or_else(Instant::now)), if over.is_some() => return Ok(None),
+        }
+    }
+}
+
+/// Why a run ended in failure.
+enum Failure {
+    /// The connector's own.
+    Connector(Error),
+    /// The clients cannot be used any more.
+    Clients(Error),
+}
+
+/// One run: reads the state, runs the connector, sends what it gives, and waits
+/// until all of it is settled.
+async fn run_once(
+    parts: Parts<'_>,
+    stopping: CancellationToken,
+    deadline: watch::Receiver<Option<Instant>>,
+    orders: watch::Receiver<Order>,
+) -> Result<(), Failure> {
+    let Parts { around, shop, connector, board, producer } = parts;
+    let plan = &shop.plan;
+    let Some(topic) = &plan.state else { return Ok(()) };
+    let step = Step::new(plan.cluster.clone(), plan.id.clone(), plan.step_type, shop.step.data().to_owned(), stopping);
+    let state = State::create(&shop.step.data().join("state.sqlite")).map_err(Failure::Connector)?;
+    read_state(around, topic, &state).await.map_err(Failure::Clients)?;
+    let (queue, emitted) = mpsc::channel(QUEUE);
+    let emitter = Emitter::new(queue);
+    let emissions = Emissions::new(Arc::clone(shop), Arc::clone(board), Arc::clone(producer), state.clone());
+    let (end, ended) = watch::channel(false);
+    let running = async {
+        let result = AssertUnwindSafe(connector.run(&step, &emitter, &state)).catch_unwind().await;
+        end.send_replace(true);
+        result.unwrap_or_else(|panic| Err(panicked(panic.as_ref())))
+    };
+    let sending = emissions.run(emitted, ended, orders);
+    let both = async {
+        tokio::pin!(running, sending);
+        let mut result = None;
+        loop {
+            tokio::select! {
+                ran = &mut running, if result.is_none() => result = Some(ran),
+                sent = &mut sending => {
+                    sent.map_err(Failure::Clients)?;
+                    // It ends only after the connector has.
+                    return result.unwrap_or(Ok(())).map_err(Failure::Connector);
+                }
+            }
+        }
+    };
+    tokio::select! {
+        result = both => result,
+        () = passed(deadline) => Ok(()),
+    }
+}
+
+/// Reads the state topic to its end.
+async fn read_state(around: &Surroundings, topic: &Topic, state: &State) -> Result<()> {
+    let ends = around.log.ends(topic).await.context("the state topic cannot be read")?;
+    let partitions: Vec<TopicPartition> =
+        (0..).zip(&ends).map(|(partition, _)| TopicPartition::new(topic.clone(), partition)).collect();
+    let mut left = partitions.len();
+    let all = partitions.into_iter().map(|partition| (partition, Start::Earliest)).collect();
+    let config = ConsumerConfig::new(around.id.clone(), Subscription::Assigned(all));
+    let reader = around.log.consumer(config).await.context("the state topic cannot be read")?;
+    let mut ended = std::collections::HashSet::new();
+    while left > 0 {
+        match reader.next().await.context("the state topic cannot be read")? {
+            LogEvent::Records(batch) => {
+                let changes = batch.records.iter().filter_map(|record| {
+                    let key = std::str::from_utf8(record.key.as_ref()?).ok()?;
+                    Some((key, record.value.as_deref()))
+                });
+                state.apply(changes)?;
+            }
+            LogEvent::EndOfPartition { source, .. } => left -= usize::from(ended.insert(source)),
+            LogEvent::Assigned(_) | LogEvent::Revoked(_) | LogEvent::Lost(_) | LogEvent::OffsetsGone { .. } => {}
+        }
+    }
+    reader.close().await?;
+    Ok(())
+}
+
+/// This instance's membership in the connector's group.
+struct Member {
+    consumer: Arc<dyn Consumer>,
+    board: Arc<Board>,
+    home: TopicPartition,
+    failures: u32,
+}
+
+/// What happens to the ownership of the state.
+enum Change {
+    Owned,
+    Taken(Revocation),
+    Lost,
+}
+
+impl Member {
+    /// Waits for a change. Cancelling it loses nothing.
+    async fn next(&mut self) -> Result<Change> {
+        loop {
+            match self.consumer.next().await {
+                Ok(event) => {
+                    self.failures = 0;
+                    if let Some(change) = self.change(event) {
+                        return Ok(change);
+                    }
+                }
+                Err(error) if error.is_retryable() => {
+                    self.failures = self.failures.saturating_add(1);
+                    self.trouble(error);
+                    tokio::time::sleep(retry::backoff(&retry::patient(), self.failures)).await;
+                }
+                Err(error) => return Err(Error::from(error).context("membership in the group ended")),
+            }
+        }
+    }
+
+    fn change(&self, event: LogEvent) -> Option<Change> {
+        match event {
+            LogEvent::Assigned(assigned) => {
+                let sources: Vec<TopicPartition> = assigned.into_iter().map(|partition| partition.source).collect();
+                // Membership says who runs; the records are read by another client.
+                self.consumer.pause(&sources);
+                let owned = sources.contains(&self.home);
+                if owned {
+                    self.board.progress(0, false, self.partitions());
+                }
+                self.board.event(&Event::Assigned(sources));
+                owned.then_some(Change::Owned)
+            }
+            LogEvent::Revoked(revocation) => {
+                self.board.event(&Event::Revoked(revocation.partitions.clone()));
+                if !revocation.partitions.contains(&self.home) {
+                    return None;
+                }
+                self.board.progress(0, false, std::iter::empty());
+                Some(Change::Taken(revocation))
+            }
+            LogEvent::Lost(sources) => {
+                let home = sources.contains(&self.home);
+                self.board.event(&Event::Lost(sources));
+                if !home {
+                    return None;
+                }
+                self.board.progress(0, false, std::iter::empty());
+                Some(Change::Lost)
+            }
+            LogEvent::Records(_) | LogEvent::EndOfPartition { .. } | LogEvent::OffsetsGone { .. } => None,
+        }
+    }
+
+    /// The partition owned. It has no lag: it is a ticket, not an input.
+    fn partitions(&self) -> impl Iterator<Item = (TopicPartition, i64)> + use<> {
+        std::iter::once((self.home.clone(), i64::MAX))
+    }
+
+    fn trouble(&self, error: log::Error) {
+        self.board.trouble(Error::from(error).context("the group cannot be reached; it is tried again").to_string());
+    }
+}
+
+fn show_order(board: &Board, order: Order) {
+    board.set_state(match order {
+        Order::Run => StepState::Running,
+        Order::Pause => StepState::Paused,
+        Order::Stop { .. } => StepState::Stopping,
+    });
+}
+
+async fn stop_ordered(orders: &mut watch::Receiver<Order>) {
+    stop_order(orders).await;
+}
+
+/// Waits for the order to stop; by when.
+async fn stop_order(orders: &mut watch::Receiver<Order>) -> Instant {
+    let order = orders.wait_for(|order| matches!(order, Order::Stop { .. })).await;
+    match order.as_deref() {
+        Ok(Order::Stop { by }) => *by,
+        _ => Instant::now(),
+    }
+}
+
+/// Waits until a deadline is set and over.
+async fn passed(mut deadline: watch::Receiver<Option<Instant>>) {
+    let by = deadline.wait_for(Option::is_some).await.map(|by| *by);
+    match by {
+        Ok(by) => tokio::time::sleep_until(by.unwrap_or_else(Instant::now)).await,
+        Err(_) => std::future::pending().await,
+    }
+}

@@ -1,0 +1,137 @@
+//! Makes the dead letter of a record: value, key and foreign headers byte for
+//! byte, and the reason beside them.
+//!
+//! Knows nothing of when one is due.
+
+use bytes::Bytes;
+use pipedoc_model::headers::{self, Headers};
+use pipedoc_proto::PipeDoc;
+use pipedoc_transport::log::{OutgoingRecord, Record, TopicPartition};
+use pipedoc_transport::size;
+
+use super::hop;
+use super::work::Workshop;
+use crate::error::{Error, Result};
+
+/// The reason is cut to so many bytes.
+const MESSAGE_BYTES: usize = 16 << 10;
+/// And to so many where it would not fit.
+const SHORT_MESSAGE_BYTES: usize = 256;
+/// Says that something was cut away.
+const CUT: &str = " […]";
+
+/// Why a record is given up on.
+#[derive(Debug, Clone)]
+pub(crate) struct Reason {
+    pub(crate) kind: &'static str,
+    /// The whole chain.
+    pub(crate) message: String,
+    /// Attempts made.
+    pub(crate) attempts: u32,
+    /// Milliseconds since the Unix epoch.
+    pub(crate) failed_at: i64,
+}
+
+impl Reason {
+    pub(crate) fn new(error: &Error, attempts: u32) -> Self {
+        Self { kind: error.kind(), message: error.to_string(), attempts, failed_at: hop::now_millis() }
+    }
+}
+
+/// The dead letter of a record. One that is too large for its topic has its
+/// reason cut first; then its value becomes a claim.
+pub(crate) async fn of_record(
+    shop: &Workshop,
+    record: &Record,
+    source: &TopicPartition,
+    reason: &Reason,
+) -> Result<OutgoingRecord> {
+    let mut base = record.headers.clone();
+    hop::set_source(&mut base, record, source, &shop.plan.group);
+    of_parts(shop, record.key.clone(), record.value.clone(), base, reason).await
+}
+
+/// The dead letter of a document that a connector could not read: a tombstone
+/// would mean a deletion, so its value is a document with nothing but identity.
+pub(crate) async fn of_unreadable(shop: &Workshop, id: &str, version: i64, reason: &Reason) -> Result<OutgoingRecord> {
+    let mut base = hop::first(hop::now_millis());
+    hop::set_identity(&mut base, id, version);
+    let key = Bytes::copy_from_slice(id.as_bytes());
+    let stub = PipeDoc { id: id.to_owned(), version, ..PipeDoc::default() };
+    let value = Bytes::from(prost::Message::encode_to_vec(&stub));
+    of_parts(shop, Some(key), Some(value), base, reason).await
+}
+
+/// The dead letter of a document that a connector gave and that cannot be sent.
+pub(crate) async fn of_document(shop: &Workshop, doc: &PipeDoc, reason: &Reason) -> Result<OutgoingRecord> {
+    let mut base = hop::first(hop::now_millis());
+    hop::set_identity(&mut base, &doc.id, doc.version);
+    let key = Bytes::copy_from_slice(doc.id.as_bytes());
+    let value = Bytes::from(prost::Message::encode_to_vec(doc));
+    of_parts(shop, Some(key), Some(value), base, reason).await
+}
+
+async fn of_parts(
+    shop: &Workshop,
+    key: Option<Bytes>,
+    value: Option<Bytes>,
+    base: Headers,
+    reason: &Reason,
+) -> Result<OutgoingRecord> {
+    let topic = shop.plan.dead_letters.clone();
+    let limit = shop.topics.limit(&topic).await;
+    let step = shop.plan.id.to_string();
+    let mut letter = OutgoingRecord::new(topic, key, value);
+    for bytes in [MESSAGE_BYTES, SHORT_MESSAGE_BYTES] {
+        letter.headers = base.clone();
+        explain(&mut letter.headers, reason, &step, bytes);
+        if size::of_record(letter.key.as_deref(), letter.value.as_deref(), &letter.headers) <= limit {
+            return Ok(letter);
+        }
+    }
+    if let Some(value) = letter.value.take() {
+        let id = base.get_str(headers::DOCUMENT_ID).map(str::to_owned);
+        let id = id.or_else(|| letter.key.as_ref().map(|key| String::from_utf8_lossy(key).into_owned()));
+        let version = base.get_i64(headers::VERSION).unwrap_or(0);
+        let stub = PipeDoc { id: id.unwrap_or_default(), version, ..PipeDoc::default() };
+        let (value, claim) = shop.claims.shelve(value, stub).await?;
+        letter.value = Some(value);
+        letter.headers.append(headers::CLAIM, Some(claim.into()));
+    }
+    Ok(letter)
+}
+
+fn explain(target: &mut Headers, reason: &Reason, step: &str, bytes: usize) {
+    target.set(headers::SOURCE_ATTEMPTS, reason.attempts.to_string());
+    target.set(headers::ERROR_TYPE, reason.kind);
+    target.set(headers::ERROR_MESSAGE, cut(&reason.message, bytes));
+    target.set(headers::ERROR_STEP, step.to_owned());
+    target.set(headers::FAILED_AT, headers::format_time(reason.failed_at));
+}
+
+/// At most `bytes` bytes of a text, cut between characters.
+fn cut(text: &str, bytes: usize) -> String {
+    if text.len() <= bytes {
+        return text.to_owned();
+    }
+    let mut end = bytes - CUT.len();
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    format!("{}{CUT}", &text[..end])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reasons_are_cut_between_characters() {
+        assert_eq!(cut("short", 16), "short");
+        let long = "ä".repeat(100);
+        for bytes in 20..40 {
+            let cut = cut(&long, bytes);
+            assert!(cut.len() <= bytes && cut.ends_with(CUT), "{cut}");
+        }
+    }
+}

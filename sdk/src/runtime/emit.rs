@@ -1,0 +1,426 @@
+//! What a connector gives, on its way into the log.
+//!
+//! ```text
+//! queue ─▶ making (in order) ─▶ sending its records ─▶ writing its state ─▶ settled
+//! ```
+//!
+//! State changes are written in the order of what they belong to, each once all
+//! records of its document are acknowledged. There is no log to read again from:
+//! when a send fails that may succeed later, everything from there on is sent
+//! again, in order, once nothing else is on its way.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::stream::{FuturesOrdered, StreamExt};
+use pipedoc_transport::log::{OutgoingRecord, Producer};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::Instant;
+
+use super::dead_letter::{self, Reason};
+use super::hop::root_id;
+use super::outbox::{Outbox, Settled, is_of_the_record};
+use super::status::Board;
+use super::work::{About, Workshop};
+use super::{Order, retry};
+use crate::connector::{Emission, EmissionContent, State, StateChanges};
+use crate::error::{Error, Result};
+use crate::event::Event;
+use crate::output::Content;
+
+/// At most so many documents are on their way at once.
+const MOST_OPEN: usize = 1000;
+/// And at most so many bytes of them, but at least one.
+const MOST_BYTES: usize = 64 << 20;
+/// So many are made into records at once.
+const MOST_MAKING: usize = 8;
+
+/// Sends what a connector gives.
+pub(crate) struct Emissions {
+    shop: Arc<Workshop>,
+    board: Arc<Board>,
+    state: State,
+    outbox: Outbox<Ticket>,
+    making: FuturesOrdered<tokio::task::JoinHandle<Made>>,
+    /// Records not acknowledged yet, or waiting for one that is not.
+    sending: VecDeque<Entry>,
+    /// State changes not acknowledged yet.
+    writing: VecDeque<Entry>,
+    next: u64,
+    bytes: usize,
+    failures: u32,
+    /// When everything not acknowledged is sent again.
+    again_at: Option<Instant>,
+    /// What makes going on with these clients impossible.
+    fatal: Option<Error>,
+}
+
+/// What is on its way.
+#[derive(Debug, Clone, Copy)]
+enum Ticket {
+    Records(u64),
+    State(u64),
+}
+
+/// One emission on its way.
+struct Entry {
+    number: u64,
+    records: Vec<OutgoingRecord>,
+    acknowledged: bool,
+    changes: StateChanges,
+    settled: oneshot::Sender<Result<()>>,
+    about: About,
+    /// Why it is a dead letter, if it is one.
+    dead: Option<Reason>,
+    /// The content, until it cannot become a dead letter any more.
+    original: Option<EmissionContent>,
+    /// Whether nothing is to be sent.
+    silent: bool,
+}
+
+/// An emission made into records.
+struct Made {
+    emission: Emission,
+    about: About,
+    records: Vec<OutgoingRecord>,
+    dead: Option<Reason>,
+    unable: Vec<String>,
+}
+
+impl Emissions {
+    pub(crate) fn new(shop: Arc<Workshop>, board: Arc<Board>, producer: Arc<dyn Producer>, state: State) -> Self {
+        Self {
+            shop,
+            board,
+            state,
+            outbox: Outbox::new(producer),
+            making: FuturesOrdered::new(),
+            sending: VecDeque::new(),
+            writing: VecDeque::new(),
+            next: 0,
+            bytes: 0,
+            failures: 0,
+            again_at: None,
+            fatal: None,
+        }
+    }
+
+    /// Sends what comes out of the queue until `run` has ended, and all of it is
+    /// settled. Takes nothing while paused.
+    ///
+    /// # Errors
+    /// When the clients cannot be used any more.
+    pub(crate) async fn run(
+        mut self,
+        mut queue: mpsc::Receiver<Emission>,
+        mut ended: watch::Receiver<bool>,
+        mut orders: watch::Receiver<Order>,
+    ) -> Result<()> {
+        let mut open = true;
+        loop {
+            if let Some(error) = self.fatal.take() {
+                return Err(error);
+            }
+            self.send_again();
+            self.board.set_in_flight(self.making.len() + self.sending.len() + self.writing.len());
+            if !open && self.making.is_empty() && self.sending.is_empty() && self.writing.is_empty() {
+                return Ok(());
+            }
+            let paused = *orders.borrow_and_update() == Order::Pause;
+            let takes = open && !paused && self.has_room();
+            let again_at = if self.outbox.is_empty() { self.again_at } else { None };
+            tokio::select! {
+                emission = queue.recv(), if takes => match emission {
+                    Some(emission) => self.make(emission),
+                    None => open = false,
+                },
+                // What was sent before the end is still in the queue.
+                true = is_ended(&mut ended), if open && !*ended.borrow() => {}
+                Some(made) = self.making.next(), if !self.making.is_empty() => match made {
+                    Ok(made) => self.made(made),
+                    Err(error) => return Err(Error::retryable(error)),
+                },
+                settled = self.outbox.settled() => {
+                    for settled in settled {
+                        self.settled(settled);
+                    }
+                }
+                () = tokio::time::sleep_until(again_at.unwrap_or_else(Instant::now)), if again_at.is_some() => {}
+                Ok(()) = orders.changed() => {}
+            }
+            if *ended.borrow() {
+                queue.close();
+            }
+        }
+    }
+
+    fn has_room(&self) -> bool {
+        self.making.len() < MOST_MAKING
+            && self.sending.len() + self.writing.len() < MOST_OPEN
+            && (self.bytes < MOST_BYTES || self.sending.is_empty())
+            && self.again_at.is_none()
+    }
+
+    /// Makes records of an emission, beside this task but in order.
+    fn make(&mut self, emission: Emission) {
+        let (shop, board) = (Arc::clone(&self.shop), Arc::clone(&self.board));
+        self.making.push_back(tokio::spawn(async move { make(&shop, &board, emission).await }));
+    }
+
+    fn made(&mut self, made: Made) {
+        let Made { emission, about, records, dead, unable } = made;
+        let document = about.document.clone();
+        match &emission.content {
+            EmissionContent::Document(_) | EmissionContent::Unreadable { .. } => {
+                self.board.event(&Event::Found { document });
+            }
+            EmissionContent::Unchanged { .. } => {
+                self.board.event(&Event::Found { document: document.clone() });
+                self.board.event(&Event::Unchanged { document });
+            }
+            EmissionContent::Deletion { .. } => {
+                self.board.event(&Event::Deleted { document: document.clone() });
+                for output in unable {
+                    self.board.event(&Event::DeletionEnded { document: document.clone(), output });
+                }
+            }
+        }
+        self.next += 1;
+        let number = self.next;
+        let silent = matches!(emission.content, EmissionContent::Unchanged { .. });
+        self.bytes += bytes_of(&records);
+        self.outbox.push(Ticket::Records(number), records.clone());
+        self.sending.push_back(Entry {
+            number,
+            records,
+            acknowledged: false,
+            changes: emission.changes,
+            settled: emission.settled,
+            about,
+            dead,
+            original: Some(emission.content),
+            silent,
+        });
+    }
+
+    fn settled(&mut self, settled: Settled<Ticket>) {
+        let entries = match settled.ticket {
+            Ticket::Records(_) => &mut self.sending,
+            Ticket::State(_) => &mut self.writing,
+        };
+        let (Ticket::Records(number) | Ticket::State(number)) = settled.ticket;
+        let Some(entry) = entries.iter_mut().find(|entry| entry.number == number) else { return };
+        match settled.result {
+            Ok(_) => {
+                entry.acknowledged = true;
+                self.failures = 0;
+            }
+            Err(error)
+                if is_of_the_record(&error) && matches!(settled.ticket, Ticket::Records(_)) && entry.dead.is_none() =>
+            {
+                let error = Error::permanent(error).with_kind("refused");
+                self.board.error(&error.to_string());
+                self.bury(number, Reason::new(&error, 1));
+            }
+            Err(error) => {
+                let passing = error.is_retryable() || is_of_the_record(&error);
+                let error = Error::from(error).context("sending failed");
+                if passing {
+                    self.failures = self.failures.saturating_add(1);
+                    let wait = retry::backoff(&retry::patient(), self.failures);
+                    self.again_at.get_or_insert(Instant::now() + wait);
+                    self.board.trouble(error.to_string());
+                } else {
+                    self.fatal = Some(error);
+                }
+            }
+        }
+        self.advance();
+    }
+
+    /// A document that can never be written becomes a dead letter.
+    fn bury(&mut self, number: u64, reason: Reason) {
+        let Some(at) = self.sending.iter().position(|entry| entry.number == number) else { return };
+        let Some(entry) = self.sending.remove(at) else { return };
+        self.bytes -= bytes_of(&entry.records);
+        let Entry { changes, settled, about, original, .. } = entry;
+        let Some(content) = original else { return };
+        let emission = Emission { content, changes, settled };
+        let (shop, board) = (Arc::clone(&self.shop), Arc::clone(&self.board));
+        // It goes to the end of the row: what came after it need not wait.
+        self.making.push_back(tokio::spawn(async move {
+            let letter = bury(&shop, &board, &emission.content, &about, &reason).await;
+            Made { emission, about, records: vec![letter], dead: Some(reason), unable: Vec::new() }
+        }));
+    }
+
+    /// Passes on what is acknowledged, in order.
+    fn advance(&mut self) {
+        while self.sending.front().is_some_and(|entry| entry.acknowledged) {
+            let Some(mut entry) = self.sending.pop_front() else { return };
+            self.bytes -= bytes_of(&entry.records);
+            self.tell(&entry);
+            if entry.changes.is_empty() {
+                // Nobody need wait for it.
+                let _ = entry.settled.send(Ok(()));
+                continue;
+            }
+            entry.records = self.state_records(&entry.changes);
+            entry.original = None;
+            entry.acknowledged = false;
+            self.outbox.push(Ticket::State(entry.number), entry.records.clone());
+            self.writing.push_back(entry);
+        }
+        while self.writing.front().is_some_and(|entry| entry.acknowledged) {
+            let Some(entry) = self.writing.pop_front() else { return };
+            let changes = entry.changes.iter().map(|(key, value)| (key.as_str(), value.as_deref()));
+            let applied = self.state.apply(changes);
+            if let Err(error) = &applied {
+                self.board.trouble(error.to_string());
+            }
+            let _ = entry.settled.send(applied);
+        }
+    }
+
+    fn tell(&self, entry: &Entry) {
+        if entry.silent {
+            return;
+        }
+        let About { document, version, tombstone } = entry.about.clone();
+        match &entry.dead {
+            None => {
+                self.board.done();
+                self.board.event(&Event::Done { document, sent: entry.records.len(), tombstone });
+            }
+            Some(Reason { kind, message, .. }) => {
+                self.board.failed();
+                self.board.error(message);
+                tracing::warn!(step = %self.shop.plan.id, document, kind, error = message, "dead letter");
+                let (kind, error) = ((*kind).to_owned(), message.clone());
+                self.board.event(&Event::DeadLetter { document, version, kind, error });
+            }
+        }
+    }
+
+    fn state_records(&self, changes: &StateChanges) -> Vec<OutgoingRecord> {
+        let Some(topic) = &self.shop.plan.state else { return Vec::new() };
+        changes
+            .iter()
+            .map(|(key, value)| {
+                let key = Bytes::copy_from_slice(key.as_bytes());
+                OutgoingRecord::new(topic.clone(), Some(key), value.clone())
+            })
+            .collect()
+    }
+
+    /// Sends everything again that is not acknowledged, from the first on, so that
+    /// no older record of a key comes after a newer one for good.
+    fn send_again(&mut self) {
+        if !self.outbox.is_empty() || self.again_at.is_none_or(|at| at > Instant::now()) {
+            return;
+        }
+        self.again_at = None;
+        for (entries, ticket) in [
+            (&mut self.sending, Ticket::Records as fn(u64) -> Ticket),
+            (&mut self.writing, Ticket::State as fn(u64) -> Ticket),
+        ] {
+            for entry in entries.iter_mut().skip_while(|entry| entry.acknowledged) {
+                entry.acknowledged = false;
+                self.outbox.push(ticket(entry.number), entry.records.clone());
+            }
+        }
+    }
+}
+
+async fn is_ended(ended: &mut watch::Receiver<bool>) -> bool {
+    // When the sender is gone, its run was dropped, and so is this soon.
+    ended.wait_for(|ended| *ended).await.is_ok()
+}
+
+async fn make(shop: &Arc<Workshop>, board: &Board, emission: Emission) -> Made {
+    let span = tracing::info_span!("connect", step = %shop.plan.id);
+    let (content, version) = match &emission.content {
+        EmissionContent::Document(doc) => (Content::Document(doc.clone()), doc.version),
+        EmissionContent::Deletion { id, version } => (Content::Deletion(id.clone()), *version),
+        EmissionContent::Unchanged { id } => {
+            let about = About { document: root_id(id).to_owned(), ..About::default() };
+            return Made { emission, about, records: Vec::new(), dead: None, unable: Vec::new() };
+        }
+        EmissionContent::Unreadable { id, version, error } => {
+            let about = About { document: root_id(id).to_owned(), version: *version, tombstone: false };
+            let reason = Reason::new(error, 1);
+            let letter = bury(shop, board, &emission.content, &about, &reason).await;
+            return Made { emission, about, records: vec![letter], dead: Some(reason), unable: Vec::new() };
+        }
+    };
+    let mut failures = 0_u32;
+    loop {
+        match shop.bring_in(copy(&content), version, &span).await {
+            Ok(worked) => {
+                return Made {
+                    emission,
+                    about: worked.about,
+                    records: worked.records,
+                    dead: None,
+                    unable: worked.unable,
+                };
+            }
+            Err(failed) if failed.patient => {
+                failures = failures.saturating_add(1);
+                board.trouble(failed.error.to_string());
+                tokio::time::sleep(retry::backoff(&retry::patient(), failures)).await;
+            }
+            Err(failed) => {
+                let reason = Reason::new(&failed.error, 1);
+                let letter = bury(shop, board, &emission.content, &failed.about, &reason).await;
+                return Made {
+                    emission,
+                    about: failed.about,
+                    records: vec![letter],
+                    dead: Some(reason),
+                    unable: Vec::new(),
+                };
+            }
+        }
+    }
+}
+
+/// Makes a dead letter, for as long as it takes.
+async fn bury(
+    shop: &Workshop,
+    board: &Board,
+    content: &EmissionContent,
+    about: &About,
+    reason: &Reason,
+) -> OutgoingRecord {
+    let mut failures = 0_u32;
+    loop {
+        let letter = match content {
+            EmissionContent::Document(doc) => dead_letter::of_document(shop, doc, reason).await,
+            EmissionContent::Deletion { id, version } | EmissionContent::Unreadable { id, version, .. } => {
+                dead_letter::of_unreadable(shop, id, *version, reason).await
+            }
+            EmissionContent::Unchanged { id } => dead_letter::of_unreadable(shop, id, about.version, reason).await,
+        };
+        match letter {
+            Ok(letter) => return letter,
+            Err(error) => {
+                failures = failures.saturating_add(1);
+                board.trouble(error.context("a dead letter cannot be made").to_string());
+                tokio::time::sleep(retry::backoff(&retry::patient(), failures)).await;
+            }
+        }
+    }
+}
+
+fn copy(content: &Content) -> Content {
+    match content {
+        Content::Document(doc) => Content::Document(doc.clone()),
+        Content::Deletion(id) => Content::Deletion(id.clone()),
+    }
+}
+
+fn bytes_of(records: &[OutgoingRecord]) -> usize {
+    records.iter().map(|record| record.value.as_ref().map_or(0, bytes::Bytes::len)).sum()
+}

@@ -1,0 +1,120 @@
+//! The headers that a record carries from hop to hop.
+//!
+//! Sets ours, leaves all others as they are and where they are.
+
+use bytes::Bytes;
+use pipedoc_model::headers::{self, Headers};
+use pipedoc_transport::log::{Record, TopicPartition};
+
+/// Separates a parent's id from a part's number.
+const PART: char = '#';
+
+/// Id of the whole document: an id up to its first `#`.
+pub(crate) fn root_id(id: &str) -> &str {
+    id.split(PART).next().unwrap_or(id)
+}
+
+/// Whose record it is: by its header, else by its key. `None` when neither says.
+pub(crate) fn document_id(record: &Record) -> Option<String> {
+    if let Some(id) = record.headers.get_str(headers::DOCUMENT_ID).filter(|id| !id.is_empty()) {
+        return Some(id.to_owned());
+    }
+    let key = record.key.as_ref().filter(|key| !key.is_empty())?;
+    std::str::from_utf8(key).ok().map(str::to_owned)
+}
+
+/// The document's version, as its record says; 0 when it does not.
+pub(crate) fn version(record: &Record) -> i64 {
+    record.headers.get_i64(headers::VERSION).unwrap_or(0)
+}
+
+/// How many steps the record has made.
+pub(crate) fn hops(record: &Record) -> i64 {
+    record.headers.get_i64(headers::HOP).unwrap_or(0)
+}
+
+/// Headers of what a step sends on for a record.
+pub(crate) fn next(record: &Record, source: &TopicPartition, group: &str) -> Headers {
+    let mut next = record.headers.clone();
+    set_source(&mut next, record, source, group);
+    next.set(headers::HOP, hops(record).saturating_add(1).to_string());
+    if next.get_str(headers::STREAM_ID).is_none() {
+        next.set(headers::STREAM_ID, new_stream());
+    }
+    if next.get_str(headers::EVENT_TIME).and_then(headers::parse_time).is_none() {
+        next.set(headers::EVENT_TIME, headers::format_time(record.timestamp));
+    }
+    next
+}
+
+/// Headers of a document that comes in from outside at `now`, in milliseconds.
+pub(crate) fn first(now: i64) -> Headers {
+    let mut first = Headers::with_capacity(8);
+    first.set(headers::HOP, "1");
+    first.set(headers::STREAM_ID, new_stream());
+    first.set(headers::EVENT_TIME, headers::format_time(now));
+    first
+}
+
+/// Says where a record was piped from.
+pub(crate) fn set_source(target: &mut Headers, record: &Record, source: &TopicPartition, group: &str) {
+    target.set(headers::SOURCE_TOPIC, source.topic.as_str().to_owned());
+    target.set(headers::SOURCE_PARTITION, source.partition.to_string());
+    target.set(headers::SOURCE_OFFSET, record.offset.to_string());
+    target.set(headers::SOURCE_CONSUMER_GROUP, group.to_owned());
+}
+
+/// Says whose record it is. A version of 0 is unknown and leaves no header.
+pub(crate) fn set_identity(target: &mut Headers, id: &str, version: i64) {
+    target.set(headers::DOCUMENT_ID, Bytes::copy_from_slice(id.as_bytes()));
+    if version == 0 {
+        target.remove(headers::VERSION);
+    } else {
+        target.set(headers::VERSION, version.to_string());
+    }
+}
+
+/// Milliseconds since the Unix epoch.
+pub(crate) fn now_millis() -> i64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+}
+
+fn new_stream() -> String {
+    uuid::Uuid::now_v7().to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use pipedoc_model::names::Topic;
+
+    use super::*;
+
+    #[test]
+    fn a_hop_replaces_ours_and_leaves_foreign_headers_in_order() {
+        let mut headers = Headers::new();
+        headers.append("b", Some(Bytes::from_static(&[0xff])));
+        headers.append(headers::SOURCE_TOPIC, Some("old".into()));
+        headers.append(headers::HOP, Some("3".into()));
+        headers.append("a", None);
+        headers.append("b", Some("again".into()));
+        let record = Record { offset: 42, timestamp: 0, key: None, value: None, headers };
+        let source = TopicPartition::new(Topic::new("local.p.s").unwrap(), 3);
+        let next = next(&record, &source, "local.p.s");
+        let foreign: Vec<_> = next.iter().filter(|header| header.name().len() == 1).cloned().collect();
+        let before: Vec<_> = record.headers.iter().filter(|header| header.name().len() == 1).cloned().collect();
+        assert_eq!(foreign, before);
+        assert_eq!(next.get_str(headers::SOURCE_TOPIC), Some("local.p.s"));
+        assert_eq!(next.get_i64(headers::SOURCE_PARTITION), Some(3));
+        assert_eq!(next.get_i64(headers::SOURCE_OFFSET), Some(42));
+        assert_eq!(next.get_i64(headers::HOP), Some(4));
+        assert_eq!(next.get_str(headers::EVENT_TIME), Some("1970-01-01T00:00:00.000Z"));
+        assert!(next.get_str(headers::STREAM_ID).is_some());
+    }
+
+    #[test]
+    fn parts_are_known_by_their_root() {
+        assert_eq!(root_id("a/b#3#1"), "a/b");
+        assert_eq!(root_id("a%23b"), "a%23b");
+    }
+}

@@ -1,0 +1,66 @@
+//! Moves documents through modules: at least once, in order of their keys.
+//!
+//! ```text
+//! record ─▶ window ─▶ lane (by key) ─▶ work ─▶ outbox ─▶ done ─▶ commit
+//! ```
+//!
+//! One task for each step owns its consumer, windows, lanes and outbox
+//! ([`pump`]); work runs in tasks of its own ([`work`]). What becomes of a
+//! delivery:
+//!
+//! ```text
+//!  admitted
+//!     │
+//!     ▼
+//!  Waiting ◀───────────────────────────┐
+//!     │ its turn in its lane, room     │ the attempt failed, or was dropped
+//!     ▼                                │ without an answer; after a backoff
+//!  Working ────────────────────────────┤
+//!     │      └─ permanent, or no attempts left ─▶ Burying ─▶ SendingDeadLetter
+//!     │ outputs, in their order                      ▲              │
+//!     ▼                                              │              │
+//!  Sending ── one can never be written ──────────────┘              │
+//!     │                                                             │
+//!     │ all acknowledged ◀──────────────────────────────────────────┘
+//!     ▼
+//!   done: its offset is settled, and the watermark may pass it
+//! ```
+//!
+//! At any stage a delivery may be dropped: its partition was revoked and its
+//! grace is over, it was lost, or a send failed that may succeed later, so that
+//! the partition starts again at its watermark. It then comes again, here or
+//! elsewhere. A task that is still at work on a dropped delivery is aborted and
+//! keeps its lane until it has ended: one key is never at work twice.
+
+pub(crate) mod claims;
+mod connect;
+mod dead_letter;
+mod deliveries;
+mod emit;
+mod hop;
+mod lanes;
+mod outbox;
+mod partitions;
+pub(crate) mod process;
+mod pump;
+pub(crate) mod records;
+mod retry;
+mod route;
+pub(crate) mod status;
+pub(crate) mod step;
+mod topics;
+mod window;
+mod work;
+
+use tokio::time::Instant;
+
+/// What a step is to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Order {
+    /// Work.
+    Run,
+    /// Keep membership and position, begin nothing.
+    Pause,
+    /// Finish what is in flight until then, commit, leave.
+    Stop { by: Instant },
+}

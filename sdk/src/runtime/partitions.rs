@@ -1,0 +1,236 @@
+//! The partitions that a step owns: their windows, and why one may not be read
+//! for the moment.
+//!
+//! Pure but for the log's names. Decides; the pump acts.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use pipedoc_transport::log::{AssignedPartition, TopicPartition};
+use tokio::time::Instant;
+
+use super::retry;
+use super::window::Window;
+
+/// How much a step may hold open.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Bounds {
+    pub(crate) records: usize,
+    pub(crate) bytes: usize,
+}
+
+impl Default for Bounds {
+    fn default() -> Self {
+        Self { records: 10_000, bytes: 64 << 20 }
+    }
+}
+
+/// For each open record, so many may be remembered that were done beyond the
+/// watermark: they take little memory, but a crash repeats them.
+const DONE_BEYOND: usize = 10;
+
+/// A partition owned.
+#[derive(Debug)]
+pub(crate) struct Partition {
+    pub(crate) source: Arc<TopicPartition>,
+    /// Tells this ownership from an earlier one of the same partition.
+    pub(crate) number: u64,
+    pub(crate) window: Window,
+    /// Nothing new is admitted: it is being taken away.
+    pub(crate) revoking: bool,
+    /// When reading goes on from the watermark, after a send failed.
+    pub(crate) restart_at: Option<Instant>,
+    /// After a restart, an end of partition seen before the first record is of
+    /// the time before it.
+    restarted: bool,
+    failures: u32,
+    /// Its share of the bounds is full.
+    full: bool,
+    /// Whether the consumer was told to rest.
+    pub(crate) resting: bool,
+}
+
+/// All partitions owned.
+#[derive(Debug, Default)]
+pub(crate) struct Partitions {
+    owned: HashMap<TopicPartition, Partition>,
+    next_number: u64,
+    bounds: Bounds,
+    /// All of the bounds is used up.
+    full: bool,
+}
+
+impl Partitions {
+    pub(crate) fn new(bounds: Bounds) -> Self {
+        Self { bounds, ..Self::default() }
+    }
+
+    pub(crate) fn assign(&mut self, assigned: &AssignedPartition) {
+        self.next_number += 1;
+        let committed = assigned.committed.as_ref().map(|committed| committed.offset);
+        let partition = Partition {
+            source: Arc::new(assigned.source.clone()),
+            number: self.next_number,
+            window: Window::new(assigned.position, committed),
+            revoking: false,
+            restart_at: None,
+            restarted: false,
+            failures: 0,
+            full: false,
+            resting: false,
+        };
+        self.owned.insert(assigned.source.clone(), partition);
+    }
+
+    pub(crate) fn remove(&mut self, source: &TopicPartition) {
+        self.owned.remove(source);
+    }
+
+    pub(crate) fn get(&self, source: &TopicPartition) -> Option<&Partition> {
+        self.owned.get(source)
+    }
+
+    pub(crate) fn get_mut(&mut self, source: &TopicPartition) -> Option<&mut Partition> {
+        self.owned.get_mut(source)
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Partition> {
+        self.owned.values()
+    }
+
+    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Partition> {
+        self.owned.values_mut()
+    }
+
+    /// Whether there are partitions, all read to their end with nothing open and
+    /// everything committed.
+    pub(crate) fn are_drained(&self) -> bool {
+        !self.owned.is_empty()
+            && self
+                .owned
+                .values()
+                .all(|partition| partition.window.is_drained() && partition.window.uncommitted().is_none())
+    }
+
+    /// Decides anew which partitions are full: one is when its share is used up,
+    /// until less than half of it is; all are when everything is used up, until
+    /// less than half of that is.
+    pub(crate) fn measure(&mut self) {
+        let (mut records, mut bytes) = (0, 0);
+        for partition in self.owned.values() {
+            records += partition.window.len();
+            bytes += partition.window.bytes();
+        }
+        let Bounds { records: most_records, bytes: most_bytes } = self.bounds;
+        self.full = is_full(self.full, records, most_records) | is_full(self.full, bytes, most_bytes);
+        let shares = self.owned.len().max(1);
+        for partition in self.owned.values_mut() {
+            let window = &partition.window;
+            let full = partition.full;
+            let share = (most_records / shares).max(1);
+            partition.full = is_full(full, window.len(), share)
+                | is_full(full, window.span(), share.saturating_mul(DONE_BEYOND))
+                | is_full(full, window.bytes(), (most_bytes / shares).max(1));
+        }
+    }
+
+    /// Whether a partition must not be read now.
+    pub(crate) fn must_rest(&self, partition: &Partition) -> bool {
+        self.full || partition.full || partition.revoking || partition.restart_at.is_some()
+    }
+}
+
+fn is_full(was_full: bool, used: usize, most: usize) -> bool {
+    used >= if was_full { most.div_ceil(2) } else { most }
+}
+
+impl Partition {
+    /// Takes a record in; `false` when it is none of this partition's now.
+    #[must_use]
+    pub(crate) fn admit(&mut self, offset: i64, bytes: usize) -> bool {
+        let admitted = !self.revoking && self.restart_at.is_none() && self.window.admit(offset, bytes);
+        self.restarted &= !admitted;
+        admitted
+    }
+
+    pub(crate) fn end_seen(&mut self, position: i64) {
+        if !self.restarted && self.restart_at.is_none() {
+            self.window.end_seen(position);
+        }
+    }
+
+    /// Records are gone; reading goes on later.
+    pub(crate) fn skip_to(&mut self, position: i64) {
+        self.window.skip_to(position);
+        self.restarted = false;
+    }
+
+    /// A send failed: everything open is forgotten, and reading goes on from the
+    /// watermark after a while.
+    pub(crate) fn restart(&mut self, now: Instant) -> Duration {
+        self.window.reset();
+        self.failures = self.failures.saturating_add(1);
+        let wait = retry::backoff(&retry::patient(), self.failures);
+        self.restart_at = Some(now + wait);
+        self.restarted = true;
+        wait
+    }
+
+    /// A delivery was done.
+    pub(crate) fn settle(&mut self, offset: i64) {
+        self.failures = 0;
+        self.window.settle(offset);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use pipedoc_model::names::Topic;
+
+    use super::*;
+
+    fn owned(bounds: Bounds, count: i32) -> Partitions {
+        let mut partitions = Partitions::new(bounds);
+        for partition in 0..count {
+            let source = TopicPartition::new(Topic::new("t").unwrap(), partition);
+            partitions.assign(&AssignedPartition { source, committed: None, position: 0 });
+        }
+        partitions
+    }
+
+    #[test]
+    fn a_full_partition_rests_until_half_of_its_share_is_free() {
+        let mut partitions = owned(Bounds { records: 8, bytes: 1000 }, 2);
+        let first = TopicPartition::new(Topic::new("t").unwrap(), 0);
+        let rests = |partitions: &mut Partitions, source: &TopicPartition| {
+            partitions.measure();
+            partitions.must_rest(partitions.get(source).unwrap())
+        };
+        for offset in 0..4 {
+            assert!(!rests(&mut partitions, &first));
+            assert!(partitions.get_mut(&first).unwrap().admit(offset, 1));
+        }
+        assert!(rests(&mut partitions, &first));
+        assert!(!rests(&mut partitions, &TopicPartition::new(Topic::new("t").unwrap(), 1)));
+        for (offset, still) in [(0, true), (1, true), (2, false)] {
+            partitions.get_mut(&first).unwrap().settle(offset);
+            assert_eq!(rests(&mut partitions, &first), still, "after {offset}");
+        }
+    }
+
+    #[test]
+    fn an_end_seen_before_a_restart_is_not_believed_after_it() {
+        let mut partitions = owned(Bounds::default(), 1);
+        let partition = partitions.iter_mut().next().unwrap();
+        for offset in 0..3 {
+            assert!(partition.admit(offset, 1));
+        }
+        partition.restart(Instant::now());
+        assert!(!partition.admit(3, 1), "of the time before");
+        partition.restart_at = None;
+        partition.end_seen(3);
+        assert_eq!(partition.window.watermark(), 0);
+        assert!(partition.admit(0, 1));
+    }
+}

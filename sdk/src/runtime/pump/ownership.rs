@@ -1,0 +1,229 @@
+//! What happens to partitions: they come, are read, fail, are committed, go.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use pipedoc_transport::log::{self, Commit, Event as LogEvent, Revocation, Start, TopicPartition};
+use tokio::time::Instant;
+
+use super::{COMMIT_EVERY, COMMIT_WHEN_DRAINED, Pump};
+use crate::error::{Error, Result};
+use crate::event::Event;
+use crate::runtime::Order;
+
+/// How long a seek may take before the consumer is made anew.
+const SEEK_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Partitions that are being taken away.
+#[derive(Debug)]
+pub(super) struct Revoking {
+    revocation: Revocation,
+    /// Until when open deliveries may finish.
+    pub(super) by: Instant,
+    /// Whether what is done was committed, or could not be.
+    tried_to_commit: bool,
+}
+
+impl Pump {
+    pub(super) fn happened(&mut self, event: LogEvent) {
+        match event {
+            LogEvent::Assigned(assigned) => {
+                for partition in &assigned {
+                    self.partitions.assign(partition);
+                }
+                self.event(Event::Assigned(assigned.into_iter().map(|partition| partition.source).collect()));
+            }
+            LogEvent::Records(batch) => self.admit(batch),
+            LogEvent::EndOfPartition { source, position } => {
+                if let Some(partition) = self.partitions.get_mut(&source) {
+                    partition.end_seen(position);
+                }
+            }
+            LogEvent::Revoked(revocation) => self.revoke(revocation),
+            LogEvent::Lost(sources) => {
+                self.deliveries.drop_all(|source| sources.contains(source));
+                for source in &sources {
+                    self.partitions.remove(source);
+                }
+                self.forget_dropped();
+                self.event(Event::Lost(sources));
+            }
+            LogEvent::OffsetsGone { source, wanted, resumed_at } => {
+                if let Some(partition) = self.partitions.get_mut(&source) {
+                    partition.skip_to(resumed_at);
+                }
+                self.board.trouble(format!(
+                    "{source}: offsets {wanted} to {} are gone; reading goes on at {resumed_at}",
+                    resumed_at - 1
+                ));
+                self.event(Event::OffsetsGone { source, wanted, resumed_at });
+            }
+        }
+    }
+
+    fn revoke(&mut self, revocation: Revocation) {
+        for source in &revocation.partitions {
+            if let Some(partition) = self.partitions.get_mut(source) {
+                partition.revoking = true;
+            }
+        }
+        self.trim(&revocation.partitions.clone());
+        let by = Instant::now() + self.shop.plan.revoke_grace;
+        self.revoking.push(Revoking { revocation, by, tried_to_commit: false });
+    }
+
+    /// Drops what has not been begun and lies beyond all that has: it comes again
+    /// elsewhere, and no commit has to wait for it.
+    pub(super) fn trim(&mut self, sources: &[TopicPartition]) {
+        for source in sources {
+            let Some(partition) = self.partitions.get_mut(source) else { continue };
+            let begun = self.deliveries.highest_begun(source);
+            let highest = begun.max(partition.window.highest_done()).unwrap_or(i64::MIN);
+            self.deliveries.drop_waiting_beyond(source, highest);
+            partition.window.cut_after(highest);
+        }
+        self.forget_dropped();
+    }
+
+    /// Gives partitions up whose deliveries have ended or had their time.
+    pub(super) fn advance_revocations(&mut self, now: Instant) {
+        for at in (0..self.revoking.len()).rev() {
+            let sources = self.revoking[at].revocation.partitions.clone();
+            let owned = || sources.iter().filter_map(|source| self.partitions.get(source));
+            if owned().any(|partition| partition.window.len() > 0) {
+                if now < self.revoking[at].by {
+                    continue;
+                }
+                self.deliveries.drop_all(|source| sources.contains(source));
+                self.forget_dropped();
+            }
+            let owned = || sources.iter().filter_map(|source| self.partitions.get(source));
+            if owned().any(|partition| partition.window.uncommitted().is_some()) && !self.revoking[at].tried_to_commit {
+                if self.commit.is_none() {
+                    self.commit_now(Some(&sources));
+                    self.revoking[at].tried_to_commit = true;
+                }
+                continue;
+            }
+            if self.revoking[at].tried_to_commit && self.commit.is_some() {
+                continue;
+            }
+            for source in &sources {
+                self.partitions.remove(source);
+            }
+            self.revoking.remove(at).revocation.release();
+            self.event(Event::Revoked(sources));
+        }
+    }
+
+    /// Everything of a partition that is in flight is dropped; reading goes on
+    /// from the watermark after a while, so that order is kept.
+    pub(super) fn restart(&mut self, source: &Arc<TopicPartition>, error: &log::Error) {
+        let words = Error::from(error.clone()).context(format!("sending for {source} failed")).to_string();
+        self.board.trouble(words);
+        let Some(partition) = self.partitions.get_mut(source) else { return };
+        partition.restart(Instant::now());
+        self.deliveries.drop_all(|other| *other == **source);
+        self.forget_dropped();
+    }
+
+    /// Reads on from the watermark where a restart is due.
+    pub(super) async fn restart_partitions(&mut self, now: Instant) -> Result<()> {
+        let due: Vec<(Arc<TopicPartition>, i64)> = self
+            .partitions
+            .iter()
+            .filter(|partition| partition.restart_at.is_some_and(|at| at <= now))
+            .map(|partition| (Arc::clone(&partition.source), partition.window.watermark()))
+            .collect();
+        for (source, offset) in due {
+            // What the consumer is about to hand out is of the time before.
+            self.next = None;
+            let seek = self.consumer.seek(&source, Start::At(offset));
+            match tokio::time::timeout(SEEK_TIMEOUT, seek).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => return Err(Error::from(error).context(format!("going back in {source} failed"))),
+                Err(_) => return Err(Error::retryable(format!("going back in {source} took too long"))),
+            }
+            if let Some(partition) = self.partitions.get_mut(&source) {
+                partition.restart_at = None;
+            }
+        }
+        Ok(())
+    }
+
+    /// When the next commit is due, if there is anything to commit.
+    pub(super) fn commit_due(&self) -> Option<Instant> {
+        if self.commit.is_some() {
+            return None;
+        }
+        let mut due = None;
+        for partition in self.partitions.iter() {
+            if partition.window.uncommitted().is_none() {
+                continue;
+            }
+            let hurry = partition.window.is_drained() && !self.commit_failed;
+            let wait = if hurry { COMMIT_WHEN_DRAINED } else { COMMIT_EVERY };
+            let at = self.last_commit + wait;
+            due = Some(due.map_or(at, |due: Instant| due.min(at)));
+        }
+        due
+    }
+
+    pub(super) fn begin_commit(&mut self, now: Instant) {
+        let stopping = matches!(self.order, Order::Stop { .. }) && self.deliveries.len() == 0 && !self.commit_failed;
+        match self.commit_due() {
+            Some(due) if due <= now || stopping => self.commit_now(None),
+            _ => {}
+        }
+    }
+
+    /// Commits the watermarks of these partitions, or of all.
+    fn commit_now(&mut self, only: Option<&[TopicPartition]>) {
+        let commits: Vec<(Commit, u64)> = self
+            .partitions
+            .iter()
+            .filter(|partition| only.is_none_or(|only| only.contains(&partition.source)))
+            .filter_map(|partition| {
+                let offset = partition.window.uncommitted()?;
+                let source = partition.source.as_ref().clone();
+                Some((Commit { source, offset, metadata: String::new() }, partition.number))
+            })
+            .collect();
+        self.last_commit = Instant::now();
+        if commits.is_empty() {
+            return;
+        }
+        let consumer = Arc::clone(&self.consumer);
+        self.commit = Some(Box::pin(async move {
+            let plain = commits.iter().map(|(commit, _)| commit.clone()).collect();
+            let result = consumer.commit(plain).await;
+            (commits, result)
+        }));
+    }
+
+    pub(super) fn committed(&mut self, commits: Vec<(Commit, u64)>, result: log::Result<()>) {
+        self.commit_failed = result.is_err();
+        match result {
+            Ok(()) => {
+                for (commit, number) in commits {
+                    if let Some(partition) = self.partitions.get_mut(&commit.source)
+                        && partition.number == number
+                    {
+                        partition.window.committed(commit.offset);
+                    }
+                }
+            }
+            Err(error) => {
+                // Fenced ones hear of their loss from the consumer; what is passing
+                // is tried again with the next commit.
+                let unusable = !error.is_retryable() && !matches!(error, log::Error::Fenced { .. });
+                let error = Error::from(error).context("committing failed");
+                self.board.error(&error.to_string());
+                self.event(Event::CommitFailed { error: error.to_string() });
+                if unusable {
+                    self.fatal = Some(error);
+                }
+            }
+        }
+    }
+}

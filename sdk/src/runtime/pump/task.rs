@@ -1,0 +1,122 @@
+//! The tasks beside the pump, and the signals they come back with.
+
+use std::sync::Arc;
+
+use pipedoc_transport::log::{OutgoingRecord, Record, RecordBatch, TopicPartition};
+use tokio::sync::mpsc::UnboundedSender;
+use tokio::task::AbortHandle;
+
+use crate::factory::WorksOnRecords;
+use crate::runtime::dead_letter::{self, Reason};
+use crate::runtime::lanes::DeliveryId;
+use crate::runtime::records::{self, Reply};
+use crate::runtime::retry;
+use crate::runtime::status::Board;
+use crate::runtime::work::{Failed, Job, Worked, Workshop};
+
+/// What a task tells the pump.
+#[derive(Debug)]
+pub(crate) enum Signal {
+    /// Work has ended, with one result for each delivery; without any when the
+    /// task was dropped.
+    Worked(Vec<DeliveryId>, Option<Vec<Result<Worked, Failed>>>),
+    /// A dead letter is made; not, when the task was dropped.
+    Buried(DeliveryId, Option<OutgoingRecord>),
+    /// A record module pipes something on.
+    Pipe(DeliveryId, Vec<OutgoingRecord>, Reply),
+}
+
+/// Sends its signal when it is dropped, whatever ends the task.
+struct Promise {
+    signaller: UnboundedSender<Signal>,
+    signal: Option<Signal>,
+}
+
+impl Promise {
+    fn new(signaller: &UnboundedSender<Signal>, unless_kept: Signal) -> Self {
+        Self { signaller: signaller.clone(), signal: Some(unless_kept) }
+    }
+
+    fn keep(mut self, signal: Signal) {
+        self.signal = Some(signal);
+    }
+}
+
+impl Drop for Promise {
+    fn drop(&mut self) {
+        if let Some(signal) = self.signal.take() {
+            // Nobody listens any more when the pump has ended.
+            let _ = self.signaller.send(signal);
+        }
+    }
+}
+
+/// Works on one delivery, or on several that share a batch.
+pub(super) fn work(
+    shop: &Arc<Workshop>,
+    jobs: Vec<(DeliveryId, Job)>,
+    batch: bool,
+    signaller: &UnboundedSender<Signal>,
+) -> AbortHandle {
+    let shop = Arc::clone(shop);
+    let (ids, jobs): (Vec<DeliveryId>, Vec<Job>) = jobs.into_iter().unzip();
+    let promise = Promise::new(signaller, Signal::Worked(ids.clone(), None));
+    let task = tokio::spawn(async move {
+        let results = match jobs.as_slice() {
+            [job] if !batch => vec![shop.one(job).await],
+            jobs => shop.batch(jobs).await,
+        };
+        drop(shop);
+        promise.keep(Signal::Worked(ids, Some(results)));
+    });
+    task.abort_handle()
+}
+
+/// Hands a batch to a record module.
+pub(super) fn records(
+    shop: &Arc<Workshop>,
+    program: &Arc<dyn WorksOnRecords>,
+    batch: &Arc<RecordBatch>,
+    id: DeliveryId,
+    attempt: u32,
+    signaller: &UnboundedSender<Signal>,
+) -> AbortHandle {
+    let (shop, program, batch) = (Arc::clone(shop), Arc::clone(program), Arc::clone(batch));
+    let promise = Promise::new(signaller, Signal::Worked(vec![id], None));
+    let signaller = signaller.clone();
+    let task = tokio::spawn(async move {
+        let result = records::work(shop, program, &batch, id, attempt, signaller).await;
+        promise.keep(Signal::Worked(vec![id], Some(vec![result])));
+    });
+    task.abort_handle()
+}
+
+/// Makes a dead letter, for as long as it takes.
+pub(super) fn bury(
+    shop: &Arc<Workshop>,
+    board: &Arc<Board>,
+    id: DeliveryId,
+    record: Record,
+    source: Arc<TopicPartition>,
+    reason: Reason,
+    signaller: &UnboundedSender<Signal>,
+) -> AbortHandle {
+    let (shop, board) = (Arc::clone(shop), Arc::clone(board));
+    let promise = Promise::new(signaller, Signal::Buried(id, None));
+    let task = tokio::spawn(async move {
+        let mut failures = 0_u32;
+        let letter = loop {
+            match dead_letter::of_record(&shop, &record, &source, &reason).await {
+                Ok(letter) => break letter,
+                Err(error) => {
+                    failures = failures.saturating_add(1);
+                    board.trouble(error.context("a dead letter cannot be made").to_string());
+                    tokio::time::sleep(retry::backoff(&retry::patient(), failures)).await;
+                }
+            }
+        };
+        drop(shop);
+        promise.keep(Signal::Buried(id, Some(letter)));
+    });
+    task.abort_handle()
+}

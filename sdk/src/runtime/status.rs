@@ -1,0 +1,194 @@
+//! How a step is doing, for whoever asks.
+//!
+//! Written by the step's tasks, read from anywhere; never waits for either.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::SystemTime;
+
+use parking_lot::Mutex;
+use pipedoc_model::names::StepId;
+use pipedoc_transport::log::{Consumer, TopicPartition};
+
+use crate::event::{Event, Observer};
+
+/// State of a step in one instance.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StepState {
+    /// Opening: clients, models, state.
+    Starting,
+    /// At work.
+    Running,
+    /// At rest by an operator's wish; keeps membership and position.
+    Paused,
+    /// Finishing what is in flight.
+    Stopping,
+    /// Stopped.
+    Stopped,
+    /// Could not open; `last_error` says why.
+    Failed,
+    /// A connector whose `run` has ended with everything settled.
+    Completed,
+}
+
+/// How a step is doing in one instance.
+#[derive(Debug, Clone)]
+pub struct StepStatus {
+    /// The step.
+    pub id: StepId,
+    /// What it is doing.
+    pub state: StepState,
+    /// Records between the committed position and the end as last heard of, over
+    /// the partitions owned here.
+    pub lag: i64,
+    /// Deliveries open now.
+    pub in_flight: u64,
+    /// Deliveries done since the step came to this process.
+    pub done: u64,
+    /// Deliveries given up on (dead letters and skips) since then.
+    pub failed: u64,
+    /// The newest error with its chain; empty when there was none.
+    pub last_error: String,
+    /// When it was.
+    pub last_error_at: Option<SystemTime>,
+    /// Partitions owned.
+    pub partitions: Vec<TopicPartition>,
+    /// Hash of the plan that it runs.
+    pub hash: String,
+    /// Whether the end of every owned partition was seen, nothing is open and all
+    /// of it is committed. False while no partition is owned.
+    pub drained: bool,
+}
+
+/// Where a step's tasks write how it is doing.
+pub(crate) struct Board {
+    id: StepId,
+    observer: Arc<dyn Observer>,
+    done: AtomicU64,
+    failed: AtomicU64,
+    in_flight: AtomicU64,
+    face: Mutex<Face>,
+}
+
+struct Face {
+    state: StepState,
+    hash: String,
+    last_error: String,
+    last_error_at: Option<SystemTime>,
+    /// Committed offset of each owned partition.
+    partitions: BTreeMap<TopicPartition, i64>,
+    drained: bool,
+    consumer: Option<Arc<dyn Consumer>>,
+}
+
+impl Board {
+    pub(crate) fn new(id: StepId, observer: Arc<dyn Observer>, hash: String) -> Self {
+        Self {
+            id,
+            observer,
+            done: AtomicU64::new(0),
+            failed: AtomicU64::new(0),
+            in_flight: AtomicU64::new(0),
+            face: Mutex::new(Face {
+                state: StepState::Starting,
+                hash,
+                last_error: String::new(),
+                last_error_at: None,
+                partitions: BTreeMap::new(),
+                drained: false,
+                consumer: None,
+            }),
+        }
+    }
+
+    pub(crate) fn set_state(&self, state: StepState) {
+        self.face.lock().state = state;
+    }
+
+    pub(crate) fn state(&self) -> StepState {
+        self.face.lock().state
+    }
+
+    pub(crate) fn set_hash(&self, hash: String) {
+        self.face.lock().hash = hash;
+    }
+
+    /// The client that knows the ends of the partitions.
+    pub(crate) fn set_consumer(&self, consumer: Option<Arc<dyn Consumer>>) {
+        let mut face = self.face.lock();
+        if consumer.is_none() {
+            face.partitions.clear();
+            face.drained = false;
+        }
+        face.consumer = consumer;
+    }
+
+    pub(crate) fn progress(
+        &self,
+        in_flight: usize,
+        drained: bool,
+        partitions: impl Iterator<Item = (TopicPartition, i64)>,
+    ) {
+        self.in_flight.store(in_flight as u64, Ordering::Relaxed);
+        let mut face = self.face.lock();
+        face.drained = drained;
+        face.partitions = partitions.collect();
+    }
+
+    pub(crate) fn set_in_flight(&self, in_flight: usize) {
+        self.in_flight.store(in_flight as u64, Ordering::Relaxed);
+    }
+
+    /// A delivery was done.
+    pub(crate) fn done(&self) {
+        self.done.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A delivery was given up on.
+    pub(crate) fn failed(&self) {
+        self.failed.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Something went wrong with a document or the step: shown as its last error.
+    pub(crate) fn error(&self, error: &str) {
+        let mut face = self.face.lock();
+        error.clone_into(&mut face.last_error);
+        face.last_error_at = Some(SystemTime::now());
+    }
+
+    /// Tells the observer.
+    pub(crate) fn event(&self, event: &Event) {
+        self.observer.event(&self.id, event);
+    }
+
+    /// An error that concerns no single document: shown, told and logged.
+    pub(crate) fn trouble(&self, error: String) {
+        tracing::warn!(step = %self.id, error, "the step has trouble");
+        self.error(&error);
+        self.event(&Event::Error { error });
+    }
+
+    pub(crate) fn status(&self) -> StepStatus {
+        let face = self.face.lock();
+        let ends = face.consumer.as_ref().map(|consumer| consumer.known_ends()).unwrap_or_default();
+        let lag = face
+            .partitions
+            .iter()
+            .filter_map(|(partition, committed)| ends.get(partition).map(|end| (end - committed).max(0)))
+            .sum();
+        StepStatus {
+            id: self.id.clone(),
+            state: face.state,
+            lag,
+            in_flight: self.in_flight.load(Ordering::Relaxed),
+            done: self.done.load(Ordering::Relaxed),
+            failed: self.failed.load(Ordering::Relaxed),
+            last_error: face.last_error.clone(),
+            last_error_at: face.last_error_at,
+            partitions: face.partitions.keys().cloned().collect(),
+            hash: face.hash.clone(),
+            drained: face.drained,
+        }
+    }
+}

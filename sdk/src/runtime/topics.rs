@@ -1,0 +1,70 @@
+//! What is known of the topics a step writes to, asked of the log now and then.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use pipedoc_model::headers::Headers;
+use pipedoc_model::names::Topic;
+use pipedoc_transport::log::{self, Log, TopicInfo};
+use pipedoc_transport::size;
+use tokio::time::Instant;
+
+use crate::error::{Error, Result};
+
+/// How long an answer is good for. Topics only grow, so an old answer does no harm.
+const FRESH: Duration = Duration::from_secs(30);
+
+/// Topics, as last asked for.
+pub(crate) struct Topics {
+    log: Arc<dyn Log>,
+    known: Mutex<HashMap<Topic, (Arc<TopicInfo>, Instant)>>,
+}
+
+impl Topics {
+    pub(crate) fn new(log: Arc<dyn Log>) -> Self {
+        Self { log, known: Mutex::new(HashMap::new()) }
+    }
+
+    /// A topic; `None` when it does not exist.
+    pub(crate) async fn get(&self, topic: &Topic) -> log::Result<Option<Arc<TopicInfo>>> {
+        let now = Instant::now();
+        if let Some((info, asked)) = self.known.lock().get(topic)
+            && now.duration_since(*asked) < FRESH
+        {
+            return Ok(Some(Arc::clone(info)));
+        }
+        let info = self.log.topic(topic).await?.map(Arc::new);
+        if let Some(info) = &info {
+            self.known.lock().insert(topic.clone(), (Arc::clone(info), now));
+        }
+        Ok(info)
+    }
+
+    /// How large a record the topic takes; what is not known is taken as Kafka's default.
+    pub(crate) async fn limit(&self, topic: &Topic) -> usize {
+        let info = self.get(topic).await.ok().flatten();
+        let limit = info.and_then(|info| info.settings.max_message_bytes);
+        limit.and_then(|limit| usize::try_from(limit).ok()).unwrap_or(size::DEFAULT_LIMIT)
+    }
+
+    /// Checks a record before it is sent.
+    ///
+    /// # Errors
+    /// Permanent: it is too large for its topic.
+    pub(crate) async fn check_size(
+        &self,
+        topic: &Topic,
+        key: Option<&[u8]>,
+        value: Option<&[u8]>,
+        headers: &Headers,
+    ) -> Result<()> {
+        let size = size::of_record(key, value, headers);
+        let limit = self.limit(topic).await;
+        if size <= limit {
+            return Ok(());
+        }
+        Err(Error::permanent(log::Error::RecordTooLarge { topic: topic.clone(), size, limit }).with_kind("too-large"))
+    }
+}

@@ -1,0 +1,442 @@
+//! From a record to the records that come of it: decode, hydrate, the module's
+//! stack, route, offload, encode.
+//!
+//! Runs in a task of its own, many at once. Knows nothing of windows, lanes or
+//! attempts; says only what became of this one.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::future::join_all;
+use pipedoc_model::headers::{self, Headers};
+use pipedoc_model::names::Topic;
+use pipedoc_model::step::{Hydration, StepPlan};
+use pipedoc_proto::PipeDoc;
+use pipedoc_telemetry::propagation::{continue_trace, write_trace};
+use pipedoc_transport::log::{OutgoingRecord, Record, TopicPartition};
+use prost::Message;
+use tracing::{Instrument, Span};
+
+use super::claims::Claims;
+use super::hop::{self, root_id};
+use super::process;
+use super::route::{Destination, Incoming, Router};
+use super::topics::Topics;
+use crate::error::{Error, Result, ResultExt};
+use crate::layers::{Input, ProcessService, Request};
+use crate::module::{Deletion, Step};
+use crate::output::{Content, Item, Output};
+
+/// All that the work of a step needs.
+pub(crate) struct Workshop {
+    pub(crate) plan: Arc<StepPlan>,
+    pub(crate) step: Step,
+    pub(crate) router: Router,
+    pub(crate) claims: Claims,
+    pub(crate) topics: Topics,
+    /// The module's stack; none for programs that are no `Module`.
+    pub(crate) service: Option<ProcessService>,
+}
+
+/// A record to be worked on.
+#[derive(Debug, Clone)]
+pub(crate) struct Job {
+    pub(crate) record: Record,
+    pub(crate) source: Arc<TopicPartition>,
+    /// How many times it was tried before.
+    pub(crate) attempt: u32,
+}
+
+/// What came of a record.
+#[derive(Debug)]
+pub(crate) struct Worked {
+    pub(crate) about: About,
+    pub(crate) records: Vec<OutgoingRecord>,
+    /// What was lost although the rest is good.
+    pub(crate) partial: Option<Error>,
+    /// Names of the outputs that could not carry a deletion.
+    pub(crate) unable: Vec<String>,
+}
+
+/// Nothing came of a record.
+#[derive(Debug)]
+pub(crate) struct Failed {
+    pub(crate) about: About,
+    pub(crate) error: Error,
+    /// Not the document's fault: it is tried again for as long as it takes.
+    pub(crate) patient: bool,
+}
+
+/// Which document a record is about, for events.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct About {
+    /// Id of the whole document.
+    pub(crate) document: String,
+    pub(crate) version: i64,
+    pub(crate) tombstone: bool,
+}
+
+impl About {
+    /// What the record itself says, without its value.
+    pub(crate) fn of(record: &Record) -> Self {
+        let id = hop::document_id(record).unwrap_or_else(|| {
+            record.key.as_ref().map(|key| String::from_utf8_lossy(key).into_owned()).unwrap_or_default()
+        });
+        Self { document: root_id(&id).to_owned(), version: hop::version(record), tombstone: record.value.is_none() }
+    }
+}
+
+/// A record decoded, with what hydrating it holds in memory until it is done.
+struct Ready {
+    input: Input,
+    origin: Origin,
+    _hydrated: Option<tokio::sync::OwnedSemaphorePermit>,
+}
+
+/// What results inherit.
+#[derive(Clone)]
+struct Origin {
+    id: String,
+    version: i64,
+}
+
+enum Fault {
+    /// The document's.
+    Own(Error),
+    /// The surroundings'.
+    Passing(Error),
+}
+
+impl From<Error> for Fault {
+    fn from(error: Error) -> Self {
+        Self::Own(error)
+    }
+}
+
+impl Workshop {
+    /// Works on one record.
+    pub(crate) async fn one(&self, job: &Job) -> Result<Worked, Failed> {
+        let mut about = About::of(&job.record);
+        let span = self.span(job);
+        let work = async {
+            let ready = self.ready(job, &mut about).await?;
+            let answer = self.call(ready.input, job.attempt, &span).await?;
+            let output = answer.into_iter().next().unwrap_or_else(|| Err(no_answer()))?;
+            self.finish(job, &ready.origin, output, &span).await
+        };
+        let result = work.instrument(span.clone()).await;
+        result.map(|made| made.about(about.clone())).map_err(|fault| fault.about(about))
+    }
+
+    /// Works on records that share a batch; one result for each, in order.
+    /// Tombstones among them are told to the module in their place.
+    pub(crate) async fn batch(&self, jobs: &[Job]) -> Vec<Result<Worked, Failed>> {
+        let span = jobs.first().map_or_else(Span::none, |job| self.span(job));
+        let work = async {
+            let mut abouts: Vec<About> = jobs.iter().map(|job| About::of(&job.record)).collect();
+            let readying = jobs.iter().zip(&mut abouts).map(|(job, about)| self.ready(job, about));
+            let mut ready: Vec<Result<Ready, Fault>> = join_all(readying).await;
+            let outputs = self.call_batch(jobs, &mut ready, &span).await;
+            let finishing = jobs.iter().zip(ready.iter()).zip(outputs).map(async |((job, ready), output)| {
+                let (Ok(ready), Some(output)) = (ready, output) else { return None };
+                let finished = match output {
+                    Ok(output) => self.finish(job, &ready.origin, output, &span).await,
+                    Err(error) => Err(Fault::Own(error)),
+                };
+                Some(finished)
+            });
+            let finished = join_all(finishing).await;
+            finished
+                .into_iter()
+                .zip(ready)
+                .zip(abouts)
+                .map(|((finished, ready), about)| match (finished, ready) {
+                    (_, Err(fault)) => Err(fault.about(about)),
+                    (Some(Ok(made)), _) => Ok(made.about(about)),
+                    (Some(Err(fault)), _) => Err(fault.about(about)),
+                    (None, Ok(_)) => Err(Fault::Own(no_answer()).about(about)),
+                })
+                .collect()
+        };
+        work.instrument(span.clone()).await
+    }
+
+    /// Hands what is ready to the module, documents together, deletions alone, in
+    /// order. Takes the inputs out of `ready`.
+    async fn call_batch(
+        &self,
+        jobs: &[Job],
+        ready: &mut [Result<Ready, Fault>],
+        span: &Span,
+    ) -> Vec<Option<Result<Output>>> {
+        let attempt = jobs.iter().map(|job| job.attempt).max().unwrap_or(0);
+        let mut outputs: Vec<Option<Result<Output>>> = jobs.iter().map(|_| None).collect();
+        let mut docs: Vec<(usize, PipeDoc)> = Vec::new();
+        for (at, ready) in ready.iter_mut().enumerate() {
+            let Ok(ready) = ready else { continue };
+            match std::mem::replace(&mut ready.input, Input::Batch(Vec::new())) {
+                Input::Document(doc) => docs.push((at, doc)),
+                Input::Deletion(deletion) => {
+                    self.call_documents(std::mem::take(&mut docs), attempt, span, &mut outputs).await;
+                    let answer = self.call(Input::Deletion(deletion), attempt, span).await;
+                    outputs[at] =
+                        Some(answer.and_then(|all| all.into_iter().next().unwrap_or_else(|| Err(no_answer()))));
+                }
+                Input::Batch(_) => {}
+            }
+        }
+        self.call_documents(docs, attempt, span, &mut outputs).await;
+        outputs
+    }
+
+    async fn call_documents(
+        &self,
+        docs: Vec<(usize, PipeDoc)>,
+        attempt: u32,
+        span: &Span,
+        outputs: &mut [Option<Result<Output>>],
+    ) {
+        if docs.is_empty() {
+            return;
+        }
+        let (places, docs): (Vec<usize>, Vec<PipeDoc>) = docs.into_iter().unzip();
+        match self.call(Input::Batch(docs), attempt, span).await {
+            Ok(results) if results.len() == places.len() => {
+                for (place, result) in places.into_iter().zip(results) {
+                    outputs[place] = Some(result);
+                }
+            }
+            Ok(results) => {
+                for place in &places {
+                    outputs[*place] = Some(Err(Error::permanent(format!(
+                        "process_batch gave {} results for {} documents",
+                        results.len(),
+                        places.len()
+                    ))
+                    .with_kind("wrong-answer")));
+                }
+            }
+            Err(error) => {
+                // One error for all: each gets its words.
+                for place in places {
+                    outputs[place] = Some(Err(error.duplicate()));
+                }
+            }
+        }
+    }
+
+    /// Partitions of each topic that the step may write to, of those that exist.
+    pub(crate) async fn partitions(&self) -> pipedoc_transport::log::Result<HashMap<Topic, i32>> {
+        let mut partitions = HashMap::new();
+        for topic in self.router.topics() {
+            if let Some(info) = self.topics.get(topic).await? {
+                partitions.insert(topic.clone(), info.partitions);
+            }
+        }
+        Ok(partitions)
+    }
+
+    async fn call(&self, input: Input, attempt: u32, span: &Span) -> Result<Vec<Result<Output>>> {
+        let Some(service) = &self.service else {
+            return Err(Error::permanent("this module takes no documents").with_kind("wrong-module"));
+        };
+        let request = Request { input, step: self.step.clone(), attempt, span: span.clone() };
+        process::call(service, request).await
+    }
+
+    fn span(&self, job: &Job) -> Span {
+        let span =
+            tracing::info_span!("process", step = %self.plan.id, source = %job.source, offset = job.record.offset);
+        continue_trace(&span, &job.record.headers);
+        span
+    }
+
+    /// Decodes a record and reads its claims back.
+    async fn ready(&self, job: &Job, about: &mut About) -> Result<Ready, Fault> {
+        let record = &job.record;
+        self.check_hops(record)?;
+        let Some(value) = &record.value else {
+            let id = hop::document_id(record).ok_or_else(|| {
+                Error::permanent("a tombstone without key and without pipedoc_document_id names no document")
+                    .with_kind("decode")
+            })?;
+            let origin = Origin { id: id.clone(), version: hop::version(record) };
+            let input = Input::Deletion(Deletion { id, version: origin.version });
+            return Ok(Ready { input, origin, _hydrated: None });
+        };
+        let mut doc = decode(value)?;
+        let mut hydrated = None;
+        if self.plan.hydration == Hydration::Eager && super::claims::needs_hydration(&doc) {
+            (doc, hydrated) = self
+                .claims
+                .hydrate(doc)
+                .await
+                .map_err(|error| if error.is_retryable() { Fault::Passing(error) } else { Fault::Own(error) })?;
+        }
+        if doc.id.is_empty() {
+            return Err(Error::permanent("the document has no id").with_kind("decode").into());
+        }
+        about.document = root_id(&doc.id).to_owned();
+        about.version = doc.version;
+        let origin = Origin { id: doc.id.clone(), version: doc.version };
+        Ok(Ready { input: Input::Document(doc), origin, _hydrated: hydrated })
+    }
+
+    fn check_hops(&self, record: &Record) -> Result<()> {
+        let hops = hop::hops(record);
+        match self.plan.max_hops {
+            Some(max) if hops > i64::from(max) => {
+                Err(Error::permanent(format!("the record has made {hops} steps; max_hops is {max}"))
+                    .with_kind("max-hops"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Makes records of what the module gave.
+    async fn finish(&self, job: &Job, origin: &Origin, output: Output, span: &Span) -> Result<Made, Fault> {
+        let mut base = hop::next(&job.record, &job.source, &self.plan.group);
+        write_trace(span, &mut base);
+        let mut made = Made { records: Vec::new(), partial: output.partial, unable: Vec::new() };
+        let key = job.record.key.as_deref();
+        for item in output.items {
+            self.send_on(item, Some(origin.clone()), &base, key, &mut made).await?;
+        }
+        Ok(made)
+    }
+
+    /// Makes records of what a connector brought in. `id` stands for the key that
+    /// an incoming record would have.
+    pub(crate) async fn bring_in(&self, content: Content, version: i64, span: &Span) -> Result<Worked, Failed> {
+        let id = match &content {
+            Content::Document(doc) => doc.id.clone(),
+            Content::Deletion(id) => id.clone(),
+        };
+        let tombstone = matches!(content, Content::Deletion(_));
+        let about = About { document: root_id(&id).to_owned(), version, tombstone };
+        let mut base = hop::first(hop::now_millis());
+        write_trace(span, &mut base);
+        let mut made = Made { records: Vec::new(), partial: None, unable: Vec::new() };
+        let origin = Some(Origin { id: id.clone(), version });
+        let item = Item { content, to: None };
+        match self.send_on(item, origin, &base, Some(id.as_bytes()), &mut made).await {
+            Ok(()) => Ok(made.about(about)),
+            Err(fault) => Err(fault.about(about)),
+        }
+    }
+
+    async fn send_on(
+        &self,
+        item: Item,
+        origin: Option<Origin>,
+        base: &Headers,
+        key: Option<&[u8]>,
+        made: &mut Made,
+    ) -> Result<(), Fault> {
+        let to = item.to.as_deref();
+        match item.content {
+            Content::Document(mut doc) => {
+                if doc.id.is_empty() {
+                    return Err(Error::permanent("the module gave a document without id").with_kind("no-id").into());
+                }
+                if let Some(origin) = origin {
+                    inherit(&mut doc, &origin);
+                }
+                let destinations = self.router.document(&doc, to, Incoming { headers: base, key })?;
+                if destinations.is_empty() {
+                    return Ok(());
+                }
+                let offloaded =
+                    self.claims.offload(doc).await.map_err(|error| {
+                        if error.is_retryable() { Fault::Passing(error) } else { Fault::Own(error) }
+                    })?;
+                let mut headers = base.clone();
+                hop::set_identity(&mut headers, &offloaded.id, offloaded.version);
+                headers.remove(headers::CLAIM);
+                for claim in &offloaded.claims {
+                    headers.append(headers::CLAIM, Some(Bytes::copy_from_slice(claim.as_bytes())));
+                }
+                self.write(destinations, &headers, Some(offloaded.value), made).await?;
+            }
+            Content::Deletion(id) => {
+                if id.is_empty() {
+                    return Err(Error::permanent("the module gave a deletion without id").with_kind("no-id").into());
+                }
+                let (destinations, unable) = self.router.deletion(&id, to, Incoming { headers: base, key })?;
+                made.unable.extend(unable);
+                let mut headers = base.clone();
+                hop::set_identity(&mut headers, &id, origin.map_or(0, |origin| origin.version));
+                headers.remove(headers::CLAIM);
+                self.write(destinations, &headers, None, made).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn write(
+        &self,
+        destinations: Vec<Destination>,
+        headers: &Headers,
+        value: Option<Bytes>,
+        made: &mut Made,
+    ) -> Result<()> {
+        for Destination { topic, key } in destinations {
+            self.topics.check_size(&topic, key.as_deref(), value.as_deref(), headers).await?;
+            made.records.push(OutgoingRecord {
+                topic,
+                partition: None,
+                timestamp: None,
+                key,
+                value: value.clone(),
+                headers: headers.clone(),
+            });
+        }
+        Ok(())
+    }
+}
+
+struct Made {
+    records: Vec<OutgoingRecord>,
+    partial: Option<Error>,
+    unable: Vec<String>,
+}
+
+impl Made {
+    fn about(self, about: About) -> Worked {
+        Worked { about, records: self.records, partial: self.partial, unable: self.unable }
+    }
+}
+
+impl Fault {
+    fn about(self, about: About) -> Failed {
+        match self {
+            Self::Own(error) => Failed { about, error, patient: false },
+            Self::Passing(error) => Failed { about, error, patient: true },
+        }
+    }
+}
+
+/// Steps keep the version: a document that says none has its origin's.
+fn inherit(doc: &mut PipeDoc, origin: &Origin) {
+    if doc.version == 0 {
+        doc.version = origin.version;
+    }
+    if !doc.parent_id.is_empty() && doc.parent_version == 0 {
+        doc.parent_version = origin.version;
+    }
+}
+
+fn decode(value: &Bytes) -> Result<PipeDoc> {
+    if value.is_empty() {
+        return Err(Error::permanent("the value is empty; a PipeDoc has at least an id").with_kind("decode"));
+    }
+    PipeDoc::decode(value.clone())
+        .permanent()
+        .context("the value is no PipeDoc")
+        .map_err(|error| error.with_kind("decode"))
+}
+
+fn no_answer() -> Error {
+    Error::permanent("the module's layers gave no result").with_kind("wrong-answer")
+}
