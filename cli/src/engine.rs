@@ -1,1 +1,49 @@
 //! `pipedoc engine`: reads pipelines from a folder and tells modules what to do.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::Context;
+use pipedoc_engine::engine::{Engine, EngineConfig};
+use pipedoc_engine::store::folder::FolderStore;
+use pipedoc_model::names::ClusterName;
+use pipedoc_sdk::process::Signals;
+use pipedoc_telemetry::TelemetryConfig;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use crate::args::EngineArgs;
+use crate::connect;
+
+/// Runs the command.
+pub async fn main(args: EngineArgs) -> anyhow::Result<ExitCode> {
+    let _telemetry = pipedoc_telemetry::init(&TelemetryConfig::new("pipedoc-engine"))?;
+    let cluster = ClusterName::new(&args.cluster)?;
+    std::fs::create_dir_all(&args.data).with_context(|| format!("making data folder {}", args.data.display()))?;
+    let store = FolderStore::open(cluster.clone(), &args.pipelines, &args.data).await?;
+    let log = connect::log(args.log.as_ref(), &args.data).await?;
+    let listener = TcpListener::bind(args.listen)
+        .await
+        .with_context(|| format!("listening on {}; give another --listen when it is taken", args.listen))?;
+    let address = listener.local_addr()?;
+
+    let engine = Engine::new(EngineConfig {
+        cluster: cluster.clone(),
+        store: Arc::new(store),
+        log,
+        variables: args.variables.into_iter().collect(),
+    });
+    tracing::info!(%cluster, %address, pipelines = %args.pipelines.display(), "the engine serves");
+
+    let shutdown = CancellationToken::new();
+    let mut signals = Signals::new()?;
+    let stop = shutdown.clone();
+    let watching = tokio::spawn(async move {
+        signals.next().await;
+        stop.cancel();
+    });
+    let served = engine.serve(listener, shutdown).await;
+    watching.abort();
+    served.context("serving gRPC")?;
+    Ok(ExitCode::SUCCESS)
+}
