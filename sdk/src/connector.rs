@@ -16,7 +16,8 @@ use crate::error::{Error, Result};
 /// Changes of a connector's state: keys with their new values, or none to forget them.
 pub type StateChanges = Vec<(String, Option<Bytes>)>;
 
-/// What a connector hands to the runtime.
+/// What a connector hands to the runtime. The changes are written for every kind,
+/// for `Unchanged`, where nothing is sent, too.
 #[derive(Debug)]
 pub(crate) struct Emission {
     pub(crate) content: EmissionContent,

@@ -206,3 +206,82 @@ impl<'s> Keys<'s> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    use pipedoc_sdk::testing::{self, Outbox};
+
+    use crate::select::Selection;
+    use crate::walk::list;
+
+    fn ground(root: &Path, list: fn(&Path) -> io::Result<Vec<PathBuf>>) -> Ground {
+        let selection = Selection::new(&[], &[], true).unwrap();
+        Ground { root: root.to_owned(), id_prefix: String::new(), selection, follow_symlinks: false, list }
+    }
+
+    async fn state(folder: &Path, known: &[(&str, Known)]) -> State {
+        let state = testing::state(&folder.join("state")).unwrap();
+        let (emitter, mut outbox) = Outbox::new(&state);
+        for (id, known) in known {
+            emitter.refreshed(id, known.change(id).unwrap()).await.unwrap();
+            outbox.next().await.unwrap();
+        }
+        state
+    }
+
+    fn known() -> Known {
+        Known { version: 1, stat: Stat::default(), sha256: "x".into(), failed: None }
+    }
+
+    fn told(scan: impl FnOnce(Take<'_>) -> Result<()>) -> Vec<String> {
+        let mut told = Vec::new();
+        let mut take = |finding| {
+            told.push(match finding {
+                Finding::Unchanged { id } => format!("unchanged {id}"),
+                Finding::Look { id, known, .. } => format!("look {id} {}", known.is_some()),
+                Finding::Trouble { id, .. } => format!("trouble {id}"),
+                Finding::Gone { id, .. } => format!("gone {id}"),
+            });
+            true
+        };
+        scan(&mut take).unwrap();
+        told
+    }
+
+    #[tokio::test]
+    async fn what_is_out_of_sight_is_not_taken_for_deleted() {
+        fn refuse(path: &Path) -> io::Result<Vec<PathBuf>> {
+            if path.ends_with("locked") { Err(io::ErrorKind::PermissionDenied.into()) } else { list(path) }
+        }
+        let (root, data) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        fs::create_dir_all(root.path().join("locked/b")).unwrap();
+        fs::write(root.path().join("locked/b/c"), "x").unwrap();
+        fs::write(root.path().join("new"), "x").unwrap();
+        let ids = ["locked", "locked.txt", "locked/a", "locked/b/c", "locked0", "z"];
+        let state = state(data.path(), &ids.map(|id| (id, known()))).await;
+        let ground = ground(root.path(), refuse);
+        assert_eq!(
+            told(|take| everything(&ground, &state, u64::MAX, take)),
+            ["gone locked", "gone locked.txt", "trouble locked/", "gone locked0", "look new false", "gone z"]
+        );
+    }
+
+    #[tokio::test]
+    async fn one_path_is_scanned_with_all_that_is_below_and_nothing_beside() {
+        let (root, data) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        fs::create_dir_all(root.path().join("a/b")).unwrap();
+        fs::write(root.path().join("a/b/c"), "x").unwrap();
+        let ids = ["a", "a.txt", "a/b/c", "a/gone", "a0", "gone"];
+        let state = state(data.path(), &ids.map(|id| (id, known()))).await;
+        let ground = ground(root.path(), list);
+        let scan = |relative: &str| told(|take| path(&ground, &root.path().join(relative), &state, u64::MAX, take));
+        // Once a file, now a folder.
+        assert_eq!(scan("a"), ["gone a", "look a/b/c true", "gone a/gone"]);
+        assert_eq!(scan("a/b/c"), ["look a/b/c true"]);
+        assert_eq!(scan("gone"), ["gone gone"]);
+        assert!(scan("never").is_empty());
+    }
+}

@@ -11,6 +11,12 @@ pub enum Error {
     /// The URL names something that the sink cannot write to.
     #[error("`{0}` is not supported yet; `url` must be a path or `file:///path`")]
     Unsupported(String),
+    /// The configuration is wrong.
+    #[error("configuration cannot be read")]
+    Config(#[source] serde_json::Error),
+    /// Secrets of the configuration cannot be had.
+    #[error("{0}")]
+    Secrets(pipedoc_sdk::model::problem::Problems),
     /// The folder to write to cannot be used.
     #[error("folder {} cannot be written to; correct `url`, or the folder's permissions", .path.display())]
     Folder {
@@ -81,7 +87,8 @@ impl Error {
             // Disks are emptied, permissions set right; a name stays wrong.
             Self::Io { source, .. } => source.kind() != io::ErrorKind::InvalidFilename,
             Self::Closed => true,
-            Self::Unsupported(_) | Self::NoId | Self::Part { .. } | Self::Json { .. } | Self::Line { .. } => false,
+            Self::Unsupported(_) | Self::Config(_) | Self::Secrets(_) => false,
+            Self::NoId | Self::Part { .. } | Self::Json { .. } | Self::Line { .. } => false,
         }
     }
 
@@ -89,7 +96,7 @@ impl Error {
     #[must_use]
     pub fn kind(&self) -> &'static str {
         match self {
-            Self::Unsupported(_) => "config",
+            Self::Unsupported(_) | Self::Config(_) | Self::Secrets(_) => "config",
             Self::Folder { source, .. } | Self::Io { source, .. } => match source.kind() {
                 io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "storage-full",
                 io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => "permission",

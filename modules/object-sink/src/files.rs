@@ -128,12 +128,10 @@ impl Files {
         let &Part { ref parent, parts, version } = part;
         // Parts keep the version of what they were made from, so one number can be
         // compared with all that is above.
-        let mut above = Some(parent.as_str());
-        while let Some(id) = above {
+        for id in std::iter::once(parent.as_str()).chain(name::above(parent)) {
             if self.is_old(id, version)? {
                 return Ok(false);
             }
-            above = name::part(id).map(|(parent, _)| parent);
         }
         let note = self.parts_note(parent)?;
         let noted = note.as_ref().map_or(0, |note| note.version.0);

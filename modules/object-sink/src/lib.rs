@@ -30,7 +30,7 @@ use crate::place::Place;
 use crate::render::Style;
 
 pub use crate::error::Error;
-pub use crate::merge::{Merged, merge};
+pub use crate::merge::{Merged, finish, merge};
 
 /// Threads that write one batch.
 const WRITERS: usize = 8;

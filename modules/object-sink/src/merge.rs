@@ -12,11 +12,13 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::Deserialize;
+use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use crate::config::{Config, Format};
 use crate::error::Error;
 use crate::head::Int64;
+use crate::name;
 use crate::place::{OWN, Place};
 use crate::render;
 
@@ -69,6 +71,16 @@ pub fn merge(config: &Config) -> Result<Option<Merged>, Error> {
     Ok(Some(Merged { documents, files: parts.len() }))
 }
 
+/// The same for a step's configuration as it stands in the pipeline, with secrets
+/// unexpanded.
+///
+/// # Errors
+/// When the configuration is wrong, or a file cannot be read or written.
+pub fn finish(config: &Value) -> Result<Option<Merged>, Error> {
+    let config = pipedoc_sdk::secrets::expand(config).map_err(Error::Secrets)?;
+    merge(&Config::deserialize(config).map_err(Error::Config)?)
+}
+
 /// What a merge must know of a line.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
@@ -106,8 +118,18 @@ struct Winner {
     at: At,
     version: i64,
     deleted: bool,
-    /// On parts: the parent, the number and the version of the parent.
-    part: Option<(Key, i32, i64)>,
+    /// On parts only.
+    part: Option<Box<Part>>,
+}
+
+/// What a line says of itself as a part.
+#[derive(Debug)]
+struct Part {
+    number: i32,
+    /// Version of the parent that it was made from.
+    version: i64,
+    /// What it is a part of, nearest first: a part may have parts.
+    above: Vec<Key>,
 }
 
 /// What is known of the parts of a parent.
@@ -135,15 +157,17 @@ impl Newest {
             0 if line.deleted => stored.saturating_add(i64::from(stored != 0)),
             version => version,
         };
-        let mut part = None;
-        if !line.parent_id.is_empty() {
-            let parent = self::key(&line.parent_id);
-            part = Some((parent, line.part, line.parent_version.0));
-            let parts = self.parents.entry(parent).or_default();
-            if line.parent_version.0 >= parts.version {
-                *parts = Parts { version: line.parent_version.0, parts: line.parts };
+        let part = (!line.parent_id.is_empty()).then(|| {
+            let above: Vec<_> = name::above(&line.id).map(self::key).collect();
+            let part = Part { number: line.part, version: line.parent_version.0, above };
+            if let Some(parent) = part.above.first() {
+                let parts = self.parents.entry(*parent).or_default();
+                if part.version >= parts.version {
+                    *parts = Parts { version: part.version, parts: line.parts };
+                }
             }
-        }
+            Box::new(part)
+        });
         let is_newer = (version == 0 && !line.deleted) || version >= stored;
         if before.is_none() || is_newer {
             self.winners.insert(key, Winner { at, version, deleted: line.deleted, part });
@@ -153,19 +177,23 @@ impl Newest {
     /// Drops parts of older versions of their parents, those beyond the number of
     /// parts, and those of deleted parents.
     fn settle(&mut self) {
-        let versions: HashMap<Key, i64> = self
-            .parents
+        let newest = |key: &Key| {
+            let whole = self.winners.get(key).map_or(0, |winner| winner.version);
+            whole.max(self.parents.get(key).map_or(0, |parts| parts.version))
+        };
+        let is_over = |part: &Part| {
+            part.above.iter().any(|key| newest(key) > part.version)
+                || part.above.first().and_then(|key| self.parents.get(key)).is_some_and(|of| part.number >= of.parts)
+        };
+        let over: Vec<Key> = self
+            .winners
             .iter()
-            .map(|(key, parts)| (*key, self.winners.get(key).map_or(0, |winner| winner.version).max(parts.version)))
+            .filter(|(_, winner)| winner.part.as_ref().is_some_and(|part| is_over(part)))
+            .map(|(key, _)| *key)
             .collect();
-        let parents = &self.parents;
-        self.winners.retain(|_, winner| match winner.part {
-            Some((parent, part, version)) => {
-                version >= versions.get(&parent).copied().unwrap_or(0)
-                    && parents.get(&parent).is_none_or(|parts| part < parts.parts)
-            }
-            None => true,
-        });
+        for key in over {
+            self.winners.remove(&key);
+        }
     }
 
     fn wins(&self, id: &str, at: At) -> Option<&Winner> {

@@ -43,13 +43,15 @@ pub fn part(id: &str) -> Option<(&str, i32)> {
     (!parent.is_empty() && number.to_string() == text).then_some((parent, number))
 }
 
-/// Id of the document that this one is a part of a part … of; itself for a whole one.
+/// What an id is a part of, a part of a part of, and so on, nearest first.
+pub fn above(id: &str) -> impl Iterator<Item = &str> {
+    let parent = |id| part(id).map(|(parent, _)| parent);
+    std::iter::successors(parent(id), move |id| parent(id))
+}
+
+/// Id of the whole document that this one belongs to; itself for a whole one.
 pub fn root(id: &str) -> &str {
-    let mut root = id;
-    while let Some((parent, _)) = part(root) {
-        root = parent;
-    }
-    root
+    above(id).last().unwrap_or(id)
 }
 
 fn stem(id: &str) -> String {
@@ -177,7 +179,7 @@ mod tests {
             // `starts_with` compares whole names: a folder of the other one's path.
             prop_assert!(!second.starts_with(&first) && !first.starts_with(&second));
             let parts = parts_folder(&one);
-            prop_assert_eq!(second.starts_with(&parts), root_chain(&other).any(|above| above == one));
+            prop_assert_eq!(second.starts_with(&parts), above(&other).any(|above| above == one));
         }
 
         #[test]
@@ -188,10 +190,5 @@ mod tests {
             let first = file.iter().next().unwrap().to_string_lossy().into_owned();
             prop_assert!(file.iter().count() == 1 || !first.starts_with(".pipedoc"), "{}", file.display());
         }
-    }
-
-    /// The documents that this one is a part of.
-    fn root_chain(id: &str) -> impl Iterator<Item = &str> {
-        std::iter::successors(part(id).map(|(parent, _)| parent), |id| part(id).map(|(parent, _)| parent))
     }
 }
