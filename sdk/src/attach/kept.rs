@@ -9,6 +9,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use pipedoc_model::names::{ClusterName, Generation, StepId};
+use pipedoc_model::plan::hash_of;
 use serde::{Deserialize, Serialize};
 
 /// An assignment with all its bodies.
@@ -61,7 +62,7 @@ impl KeptFile {
             Err(error) => return Err(error),
         };
         let kept: Kept = serde_json::from_slice(&text)?;
-        match kept.steps.iter().find(|step| super::ledger::hash_of(&step.body) != step.hash) {
+        match kept.steps.iter().find(|step| hash_of(&step.body) != step.hash) {
             None => Ok(Some(kept)),
             Some(step) => Err(io::Error::new(
                 io::ErrorKind::InvalidData,

@@ -13,9 +13,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use pipedoc_model::names::{self, ClusterName, Generation, ModuleName, PipelineName, StepId, StepName};
+use pipedoc_model::plan::hash_of;
 use pipedoc_model::step::StepPlan;
 use pipedoc_proto::v1;
-use sha2::{Digest, Sha256};
 
 use super::kept::{Kept, KeptStep};
 
@@ -212,7 +212,7 @@ impl Ledger {
         served
             .map(|step| {
                 let plan: StepPlan =
-                    serde_json::from_str(&step.body).map_err(|source| Error::Body { step: step.id.clone(), source })?;
+                    StepPlan::from_json(&step.body).map_err(|source| Error::Body { step: step.id.clone(), source })?;
                 if plan.id != step.id || plan.module != self.module {
                     return Err(Error::OtherStep { step: step.id.clone(), found: plan.id, module: plan.module });
                 }
@@ -220,12 +220,6 @@ impl Ledger {
             })
             .collect()
     }
-}
-
-/// SHA-256 of a body, in hex.
-#[must_use]
-pub fn hash_of(body: &str) -> String {
-    Sha256::digest(body.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn step_id(pipeline: &str, step: &str) -> Result<StepId, Error> {

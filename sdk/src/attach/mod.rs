@@ -16,6 +16,7 @@ mod address;
 pub mod client;
 pub mod kept;
 pub mod ledger;
+mod report;
 pub mod slot;
 
 use pipedoc_model::names::Generation;

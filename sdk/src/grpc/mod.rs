@@ -26,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::server::TcpIncoming;
 
 use crate::factory::Factory;
+use crate::layers::Layers;
 
 /// Largest message taken or sent: documents come with their originals.
 pub const MESSAGE_LIMIT: usize = 64 << 20;
@@ -45,6 +46,7 @@ pub enum ServeError {
 #[derive(Debug)]
 pub struct Server {
     factory: Factory,
+    layers: Layers,
     data: PathBuf,
     concurrency: usize,
     kept_open: usize,
@@ -57,7 +59,21 @@ impl Server {
     #[must_use]
     pub fn new(factory: Factory, data: impl Into<PathBuf>) -> Self {
         let cores = std::thread::available_parallelism().map_or(4, usize::from);
-        Self { factory, data: data.into(), concurrency: cores * 4, kept_open: 32, grace: Duration::from_secs(10) }
+        Self {
+            factory,
+            layers: Layers::new(),
+            data: data.into(),
+            concurrency: cores * 4,
+            kept_open: 32,
+            grace: Duration::from_secs(10),
+        }
+    }
+
+    /// Layers that the author puts around the module. Default: none.
+    #[must_use]
+    pub fn layers(mut self, layers: Layers) -> Self {
+        self.layers = layers;
+        self
     }
 
     /// How many documents are processed at once; others wait. Default: four times
@@ -93,8 +109,14 @@ impl Server {
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
             .build_v1()
             .map_err(ServeError::Reflection)?;
-        let service =
-            service::Service::new(self.factory, self.data, self.concurrency, self.kept_open, shutdown.clone());
+        let service = service::Service::new(
+            self.factory,
+            self.layers,
+            self.data,
+            self.concurrency,
+            self.kept_open,
+            shutdown.clone(),
+        );
         let processor = PipeStepProcessorServer::new(service.clone())
             .max_decoding_message_size(MESSAGE_LIMIT)
             .max_encoding_message_size(MESSAGE_LIMIT);

@@ -9,6 +9,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use serde_json::Value;
@@ -16,7 +17,12 @@ use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock};
 
 use crate::error::Result;
 use crate::factory::{Factory, Program};
+use crate::layers::{Layers, ProcessService};
 use crate::module::Step;
+use crate::runtime::process::stack;
+
+/// Callers bound their calls by deadlines of their own; this is for those who set none.
+const LONGEST: Duration = Duration::from_secs(3600);
 
 /// What tells configurations apart: hash of step and configuration.
 pub(super) type Key = [u8; 32];
@@ -26,8 +32,10 @@ pub(super) type InUse = OwnedRwLockReadGuard<State, Opened>;
 
 /// A program with the step it was opened for.
 pub(super) struct Opened {
-    pub(super) program: Program,
     pub(super) step: Step,
+    /// The stack around a module; none around what takes no documents.
+    pub(super) service: Option<ProcessService>,
+    program: Program,
 }
 
 pub(super) enum State {
@@ -39,13 +47,15 @@ pub(super) enum State {
 /// The programs, the one used last at the back.
 pub(super) struct Programs {
     factory: Factory,
+    layers: Layers,
+    concurrency: usize,
     most: usize,
     entries: Mutex<VecDeque<(Key, Arc<RwLock<State>>)>>,
 }
 
 impl Programs {
-    pub(super) fn new(factory: Factory, most: usize) -> Self {
-        Self { factory, most, entries: Mutex::new(VecDeque::new()) }
+    pub(super) fn new(factory: Factory, layers: Layers, concurrency: usize, most: usize) -> Self {
+        Self { factory, layers, concurrency, most, entries: Mutex::new(VecDeque::new()) }
     }
 
     /// The program for a configuration, opened now or before. Equal calls at the
@@ -60,7 +70,13 @@ impl Programs {
             if let State::Empty = &*state {
                 let (config, step) = wanted();
                 let program = self.factory.open(config, &step).await?;
-                *state = State::Open(Opened { program, step });
+                let service = match &program {
+                    Program::Documents(documents) => {
+                        Some(stack(Arc::clone(documents), &self.layers, self.concurrency, LONGEST))
+                    }
+                    Program::Connector(_) | Program::Records(_) => None,
+                };
+                *state = State::Open(Opened { step, service, program });
             }
             if let Ok(opened) = in_use(OwnedRwLockWriteGuard::downgrade(state)) {
                 return Ok(opened);
@@ -103,7 +119,9 @@ fn in_use(state: OwnedRwLockReadGuard<State>) -> Result<InUse, OwnedRwLockReadGu
 
 async fn close(entry: Arc<RwLock<State>>) {
     let state = std::mem::replace(&mut *entry.write().await, State::Closed);
-    if let State::Open(opened) = state {
-        opened.program.close().await;
+    if let State::Open(Opened { program, service, .. }) = state {
+        // The stack holds the module too, and only its last holder can close it.
+        drop(service);
+        program.close().await;
     }
 }

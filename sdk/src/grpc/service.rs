@@ -5,24 +5,29 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use futures::{Stream, StreamExt};
+use pipedoc_model::headers::{Headers, TRACEPARENT, TRACESTATE};
 use pipedoc_model::names::{ClusterName, PipelineName, StepId, StepName};
 use pipedoc_model::step::StepType;
 use pipedoc_proto::v1;
 use pipedoc_proto::v1::pipe_step_processor_server::PipeStepProcessor;
+use pipedoc_telemetry::propagation::continue_trace;
 use prost::Message;
 use sha2::{Digest, Sha256};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use tonic::{Request, Response, Status, Streaming};
+use tracing::Instrument;
 
 use super::convert;
 use super::error::Error;
-use super::programs::{InUse, Key, Programs};
-use crate::error::{Error as ModuleError, Result as ModuleResult};
-use crate::factory::{Factory, Program};
+use super::programs::{InUse, Key, Opened, Programs};
+use crate::error::Result as ModuleResult;
+use crate::factory::Factory;
+use crate::layers::{self, Input, Layers};
 use crate::module::{Deletion, Step};
 use crate::output::Output;
+use crate::runtime::process::{call, panicked};
 
 /// Serves one module.
 #[derive(Clone)]
@@ -40,12 +45,13 @@ struct Inner {
 impl Service {
     pub(super) fn new(
         factory: Factory,
+        layers: Layers,
         data: PathBuf,
         concurrency: usize,
         kept_open: usize,
         stopping: CancellationToken,
     ) -> Self {
-        let programs = Programs::new(factory.clone(), kept_open);
+        let programs = Programs::new(factory.clone(), layers, concurrency, kept_open);
         let room = Arc::new(Semaphore::new(concurrency));
         Self(Arc::new(Inner { factory, data, programs, concurrency, room, stopping }))
     }
@@ -69,7 +75,8 @@ impl PipeStepProcessor for Service {
         &self,
         request: Request<v1::ProcessDataRequest>,
     ) -> Result<Response<v1::ProcessDataResponse>, Status> {
-        Ok(Response::new(Arc::clone(&self.0).answer(request.into_inner()).await?))
+        let trace = trace(request.metadata());
+        Ok(Response::new(Arc::clone(&self.0).answer(request.into_inner(), &trace).await?))
     }
 
     type ProcessStreamStream = Pin<Box<dyn Stream<Item = Result<v1::ProcessDataResponse, Status>> + Send>>;
@@ -79,12 +86,13 @@ impl PipeStepProcessor for Service {
         request: Request<Streaming<v1::ProcessDataRequest>>,
     ) -> Result<Response<Self::ProcessStreamStream>, Status> {
         let inner = Arc::clone(&self.0);
+        let trace = Arc::new(trace(request.metadata()));
         // At the shutdown no more is taken, and what was taken is answered.
         let requests = request.into_inner().take_until(inner.stopping.clone().cancelled_owned());
         let concurrency = inner.concurrency;
         let answers = requests.map(move |request| {
-            let inner = Arc::clone(&inner);
-            async move { Ok(inner.answer(request?).await?) }
+            let (inner, trace) = (Arc::clone(&inner), Arc::clone(&trace));
+            async move { Ok(inner.answer(request?, &trace).await?) }
         });
         Ok(Response::new(Box::pin(answers.buffered(concurrency))))
     }
@@ -95,22 +103,34 @@ impl Inner {
     ///
     /// The work has a task of its own: a panic ends it alone, documents of one
     /// stream run side by side, and a caller that goes away ends it.
-    async fn answer(self: Arc<Self>, request: v1::ProcessDataRequest) -> Result<v1::ProcessDataResponse, Error> {
-        let sequence = request.sequence;
+    async fn answer(
+        self: Arc<Self>,
+        request: v1::ProcessDataRequest,
+        trace: &Headers,
+    ) -> Result<v1::ProcessDataResponse, Error> {
+        let (sequence, attempt) = (request.sequence, request.attempt);
+        let span = tracing::info_span!(
+            "process_data",
+            pipeline = request.step.as_ref().map(|step| step.pipeline.as_str()),
+            step = request.step.as_ref().map(|step| step.step.as_str()),
+            attempt,
+        );
+        continue_trace(&span, trace);
         let task = Work::of(request)?;
         let stopping = || Error::Stopping { module: self.factory.info().module.clone() };
         let room = Arc::clone(&self.room).acquire_owned().await.map_err(|_| stopping())?;
         let inner = Arc::clone(&self);
-        let work = AbortOnDropHandle::new(tokio::spawn(async move {
+        let work = async move {
             let _room = room;
             let opened = inner.open(task.config, task.step).await?;
-            inner.run(&opened, task.subject).await
-        }));
+            inner.run(&opened, task.input, attempt).await
+        };
+        let work = AbortOnDropHandle::new(tokio::spawn(work.instrument(span)));
         let result = match work.await {
             Ok(Ok(result)) => result,
             Ok(Err(error)) => return Err(error),
             Err(error) => match error.try_into_panic() {
-                Ok(panic) => Err(ModuleError::permanent(panic_message(panic.as_ref())).with_kind("panic")),
+                Ok(panic) => Err(panicked(panic.as_ref())),
                 // Aborted, which only the end of the runtime does.
                 Err(_) => return Err(stopping()),
             },
@@ -135,44 +155,46 @@ impl Inner {
         opened.map_err(|error| Error::Open { module: module.clone(), error })
     }
 
-    async fn run(&self, opened: &InUse, subject: Subject) -> Result<ModuleResult<Output>, Error> {
+    async fn run(&self, opened: &Opened, input: Input, attempt: u32) -> Result<ModuleResult<Output>, Error> {
         let module = || self.factory.info().module.clone();
-        let documents = match &opened.program {
-            Program::Documents(documents) => documents,
-            Program::Connector(_) => return Err(Error::Connector { module: module() }),
-            Program::Records(_) => return Err(Error::Records { module: module() }),
-        };
-        Ok(match subject {
-            Subject::Document(document) => documents.process(*document, &opened.step).await,
-            Subject::Deleted(id) => documents.deleted(Deletion { id, version: 0 }, &opened.step).await,
-        })
+        let Some(service) = &opened.service else { return Err(Error::Records { module: module() }) };
+        let request = layers::Request { attempt, ..layers::Request::new(input, opened.step.clone()) };
+        let answer = call(service, request).await;
+        // One thing to do has one result.
+        Ok(answer.and_then(|results| results.into_iter().next().unwrap_or_else(|| Ok(Output::skip()))))
     }
 }
 
 /// A request whose shape was checked.
 struct Work {
-    subject: Subject,
+    input: Input,
     config: prost_types::Struct,
     step: v1::StepIdentity,
 }
 
-enum Subject {
-    Document(Box<v1::PipeDoc>),
-    Deleted(String),
-}
-
 impl Work {
     fn of(request: v1::ProcessDataRequest) -> Result<Self, Error> {
-        let subject = match (request.document, request.deleted_id) {
+        let input = match (request.document, request.deleted_id) {
             (None, id) if id.is_empty() => return Err(Error::NothingGiven),
-            (None, id) => Subject::Deleted(id),
+            (None, id) => Input::Deletion(Deletion { id, version: 0 }),
             (Some(_), id) if !id.is_empty() => return Err(Error::BothGiven),
             (Some(document), _) if document.id.is_empty() => return Err(Error::NoId),
-            (Some(document), _) => Subject::Document(Box::new(document)),
+            (Some(document), _) => Input::Document(document),
         };
         let config = request.config.unwrap_or_default();
-        Ok(Self { subject, config, step: request.step.unwrap_or_default() })
+        Ok(Self { input, config, step: request.step.unwrap_or_default() })
     }
+}
+
+/// The caller's trace context, as record headers carry it.
+fn trace(metadata: &tonic::metadata::MetadataMap) -> Headers {
+    let mut headers = Headers::new();
+    for name in [TRACEPARENT, TRACESTATE] {
+        if let Some(value) = metadata.get(name) {
+            headers.set(name, bytes::Bytes::copy_from_slice(value.as_bytes()));
+        }
+    }
+    headers
 }
 
 /// What tells the configurations of steps apart. Encoding a `Struct` is
@@ -191,13 +213,4 @@ fn names(step: &v1::StepIdentity) -> Result<(ClusterName, StepId), Error> {
     let pipeline = PipelineName::new(&or(&step.pipeline, "direct")).map_err(Error::Step)?;
     let step = StepName::new(&or(&step.step, "call")).map_err(Error::Step)?;
     Ok((cluster, StepId::new(pipeline, step)))
-}
-
-/// What a panic said.
-fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
-    let said = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
-    match said {
-        Some(said) => format!("the module panicked: {said}"),
-        None => "the module panicked".to_owned(),
-    }
 }

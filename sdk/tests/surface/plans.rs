@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use pipedoc_model::names::{ClusterName, ModuleName, StepId};
+use pipedoc_model::plan::hash_of;
 use pipedoc_model::step::{ControlState, Delivery, Hydration, OnExhausted, Ordering, Retries, StepPlan, StepType};
 use pipedoc_proto::v1;
-use pipedoc_sdk::attach::ledger::hash_of;
 
 pub fn module() -> ModuleName {
     ModuleName::new("parser").unwrap()
@@ -46,7 +46,7 @@ pub fn body(name: &str) -> v1::StepBody {
         id,
         cluster,
     };
-    let json = serde_json::to_string(&plan).unwrap();
+    let json = plan.to_json().unwrap();
     v1::StepBody { hash: hash_of(&json), json }
 }
 

@@ -1,0 +1,205 @@
+//! The life of a module's process: telemetry, slot, log, instance, serve, attach,
+//! wait, drain. Holds the order of things and nothing else.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use pipedoc_telemetry::TelemetryConfig;
+use pipedoc_transport::objects::Objects;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
+
+use super::args::ProcessArgs;
+use super::signal::Signals;
+use crate::attach::{self, AttachConfig, KeptFile, Slot, attach};
+use crate::event::Unobserved;
+use crate::factory::Factory;
+use crate::grpc::{Server, convert};
+use crate::instance::{Instance, InstanceConfig};
+use crate::layers::Layers;
+
+/// Why a process could not live.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Telemetry could not be set up.
+    #[error(transparent)]
+    Telemetry(#[from] pipedoc_telemetry::Error),
+    /// The process got no slot of its own.
+    #[error(transparent)]
+    Slot(#[from] attach::slot::Error),
+    /// The log could not be opened.
+    #[error("the log {url} cannot be opened")]
+    Log {
+        /// Which log.
+        url: String,
+        /// Why.
+        #[source]
+        source: pipedoc_transport::error::Error,
+    },
+    /// The object store could not be opened.
+    #[error("the object store in {} cannot be opened", folder.display())]
+    Objects {
+        /// Its folder.
+        folder: PathBuf,
+        /// Why.
+        #[source]
+        source: pipedoc_transport::objects::Error,
+    },
+    /// The address to serve on is not to be had.
+    #[error("cannot listen on {address}; give another with --listen")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The operating system does not hand signals over.
+    #[error("signals cannot be caught")]
+    Signals(#[source] std::io::Error),
+    /// Serving gRPC failed.
+    #[error(transparent)]
+    Serve(#[from] crate::grpc::ServeError),
+}
+
+impl Error {
+    /// Whether what was given is wrong, and nothing was done.
+    #[must_use]
+    pub fn is_refusal(&self) -> bool {
+        matches!(self, Self::Telemetry(pipedoc_telemetry::Error::Filter { .. }))
+    }
+}
+
+/// How a process ended that lived.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum End {
+    /// What was in flight is finished and committed.
+    Drained,
+    /// A second signal came while it drained.
+    AtOnce,
+}
+
+/// Lives until a signal comes.
+pub(super) async fn live(factory: Factory, layers: Layers, args: ProcessArgs) -> Result<End, Error> {
+    let _telemetry = telemetry(&factory, &args)?;
+    let mut signals = Signals::new().map_err(Error::Signals)?;
+    let slot = Slot::take(&args.data, &factory.info().module)?;
+    let instance = instance(&factory, &layers, &args, &slot).await?;
+    let (endpoint, serving, stop_serving) = serve(&factory, &layers, &args, &slot).await?;
+    let (attached, detach) = attach_to_engines(&factory, &args, &slot, &endpoint, &instance);
+    tracing::info!(
+        module = %factory.info().module,
+        instance = %slot.id(),
+        slot = slot.number(),
+        endpoint,
+        log = %args.log_url(),
+        engines = args.engines().join(","),
+        "ready"
+    );
+
+    let mut serving = serving;
+    let signal = tokio::select! {
+        signal = signals.next() => signal,
+        served = &mut serving => {
+            // Serving ends by itself only when it fails.
+            instance.stop(args.grace.0).await;
+            served.unwrap_or(Ok(()))?;
+            return Ok(End::Drained);
+        }
+    };
+
+    tracing::info!(signal, grace = ?args.grace.0, "stopping; a second signal ends at once");
+    let drain = async {
+        stop_serving.cancel();
+        instance.stop(args.grace.0).await;
+        // Engines see the steps stop, then the session ends.
+        detach.cancel();
+        let _ = attached.await;
+        serving.await.unwrap_or(Ok(()))
+    };
+    tokio::select! {
+        served = drain => served?,
+        signal = signals.next() => {
+            tracing::warn!(signal, "ending at once; what was in flight comes again");
+            return Ok(End::AtOnce);
+        }
+    }
+    tracing::info!("stopped");
+    Ok(End::Drained)
+}
+
+fn telemetry(factory: &Factory, args: &ProcessArgs) -> Result<pipedoc_telemetry::Guard, pipedoc_telemetry::Error> {
+    pipedoc_telemetry::init(&TelemetryConfig {
+        format: args.log_format.into(),
+        filter: Some(args.log_filter.clone()),
+        ..TelemetryConfig::new(factory.info().module.as_str())
+    })
+}
+
+/// Opens the log and the object store, and makes what runs steps on them.
+async fn instance(factory: &Factory, layers: &Layers, args: &ProcessArgs, slot: &Slot) -> Result<Instance, Error> {
+    let url = args.log_url();
+    let log = url.open().await.map_err(|source| Error::Log { url: url.to_string(), source })?;
+    let folder = args.data.join("objects");
+    let objects = Objects::local(&folder).map_err(|source| Error::Objects { folder, source })?;
+    Ok(Instance::start(InstanceConfig {
+        log,
+        objects: Arc::new(objects),
+        id: slot.id().to_string(),
+        data: slot.folder().to_path_buf(),
+        factories: vec![factory.clone()],
+        observer: Arc::new(Unobserved),
+        layers: layers.clone(),
+    }))
+}
+
+type Serving = AbortOnDropHandle<Result<(), crate::grpc::ServeError>>;
+
+/// Serves gRPC in the background: where, the task, and what ends it.
+async fn serve(
+    factory: &Factory,
+    layers: &Layers,
+    args: &ProcessArgs,
+    slot: &Slot,
+) -> Result<(String, Serving, CancellationToken), Error> {
+    let listening = async {
+        let listener = TcpListener::bind(args.listen).await?;
+        let address = listener.local_addr()?;
+        Ok((listener, address))
+    };
+    let (listener, address) = listening.await.map_err(|source| Error::Listen { address: args.listen, source })?;
+    let stop = CancellationToken::new();
+    let grace = args.grace.0.min(Duration::from_secs(10));
+    let server =
+        Server::new(factory.clone(), slot.folder()).layers(layers.clone()).grace(grace).run(listener, stop.clone());
+    let endpoint = args.advertise.clone().unwrap_or_else(|| format!("http://{address}"));
+    Ok((endpoint, AbortOnDropHandle::new(tokio::spawn(server)), stop))
+}
+
+/// Attaches to the engines in the background: the task and what ends it.
+fn attach_to_engines(
+    factory: &Factory,
+    args: &ProcessArgs,
+    slot: &Slot,
+    endpoint: &str,
+    instance: &Instance,
+) -> (AbortOnDropHandle<()>, CancellationToken) {
+    let info = factory.info();
+    let config = AttachConfig {
+        engines: args.engines(),
+        endpoint: endpoint.to_owned(),
+        serve: args.serve.iter().cloned().collect(),
+        ..AttachConfig::new(
+            args.cluster.clone(),
+            info.module.clone(),
+            convert::registration(info),
+            slot.id().to_string(),
+        )
+    };
+    let detach = CancellationToken::new();
+    let work = attach(config, KeptFile::in_folder(slot.folder()), Arc::new(instance.clone()), detach.clone());
+    (AbortOnDropHandle::new(tokio::spawn(work)), detach)
+}

@@ -1,0 +1,118 @@
+//! Opens a log by its URL. Knows which logs there are; everything above knows
+//! only the contract.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use crate::error::Result;
+use crate::kafka::{KafkaConfig, KafkaLog};
+use crate::log::Log;
+use crate::memory::MemoryLog;
+
+/// Where a log is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LogUrl {
+    /// `memory:`: within this process, gone with it.
+    Memory,
+    /// `sqlite:PATH`: one file, shared by the processes of a machine.
+    Sqlite(PathBuf),
+    /// `kafka:HOST:PORT,…`: Apache Kafka, by some of its brokers.
+    Kafka(String),
+}
+
+/// A URL that names no log.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{found:?} names no log; write sqlite:PATH, kafka:HOST:PORT,… or memory:")]
+pub struct UnknownLog {
+    /// The URL.
+    pub found: String,
+}
+
+impl FromStr for LogUrl {
+    type Err = UnknownLog;
+    fn from_str(text: &str) -> Result<Self, UnknownLog> {
+        let unknown = || UnknownLog { found: text.to_owned() };
+        let (scheme, rest) = text.split_once(':').ok_or_else(unknown)?;
+        match scheme {
+            "memory" if rest.is_empty() => Ok(Self::Memory),
+            "sqlite" if !rest.is_empty() => Ok(Self::Sqlite(rest.into())),
+            "kafka" => {
+                let brokers = rest.trim_start_matches("//");
+                let is_broker = |broker: &str| {
+                    broker.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
+                };
+                if brokers.split(',').all(is_broker) { Ok(Self::Kafka(brokers.to_owned())) } else { Err(unknown()) }
+            }
+            _ => Err(unknown()),
+        }
+    }
+}
+
+impl fmt::Display for LogUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Memory => f.write_str("memory:"),
+            Self::Sqlite(path) => write!(f, "sqlite:{}", path.display()),
+            Self::Kafka(brokers) => write!(f, "kafka:{brokers}"),
+        }
+    }
+}
+
+impl LogUrl {
+    /// Opens the log. A file and its folder are made where they are missing.
+    ///
+    /// # Errors
+    /// When the log cannot be used.
+    pub async fn open(&self) -> Result<Arc<dyn Log>> {
+        Ok(match self {
+            Self::Memory => Arc::new(MemoryLog::new()),
+            Self::Sqlite(_) => return Err(crate::error::Error::Misuse { operation: "open", reason: "soon" }),
+            Self::Kafka(brokers) => Arc::new(KafkaLog::connect(KafkaConfig::new(brokers)).await?),
+        })
+    }
+}
+
+/// Why a URL could not be opened.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum Error {
+    /// It names no log.
+    #[error(transparent)]
+    Unknown(#[from] UnknownLog),
+    /// The log cannot be used.
+    #[error(transparent)]
+    Log(#[from] crate::error::Error),
+}
+
+/// Opens the log that a URL names.
+///
+/// # Errors
+/// When it names no log, or the log cannot be used.
+pub async fn open(url: &str) -> Result<Arc<dyn Log>, Error> {
+    Ok(url.parse::<LogUrl>()?.open().await?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn urls_name_logs() {
+        let good = [
+            ("memory:", LogUrl::Memory),
+            ("sqlite:data/log.db", LogUrl::Sqlite("data/log.db".into())),
+            ("sqlite:/var/lib/log.db", LogUrl::Sqlite("/var/lib/log.db".into())),
+            ("kafka:a:9092,b:9093", LogUrl::Kafka("a:9092,b:9093".into())),
+        ];
+        for (text, url) in good {
+            assert_eq!(text.parse(), Ok(url.clone()), "{text}");
+            assert_eq!(url.to_string(), text);
+        }
+        assert_eq!("kafka://a:9092".parse(), Ok(LogUrl::Kafka("a:9092".into())));
+        for bad in ["", "log.db", "sqlite:", "kafka:", "kafka:a", "kafka:a:b", "kafka:a:9092,", "memory:x", "redis:a:1"]
+        {
+            assert!(bad.parse::<LogUrl>().is_err(), "{bad}");
+        }
+    }
+}
