@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use pipedoc_model::names::Topic;
 use pipedoc_tests::bed::kafka::{self, Kafka};
+use pipedoc_tests::bed::missing;
 use pipedoc_transport::error::Error;
 use pipedoc_transport::kafka::{KafkaConfig, KafkaLog};
 use pipedoc_transport::log::{
@@ -409,4 +410,41 @@ async fn paused_partitions_keep_what_was_read_ahead() {
     consumer.seek(&source, Start::At(4990)).await.unwrap();
     let (values, position) = read_to_end(&consumer).await;
     assert_eq!((values.len(), position), (10, 5000));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_go_on_when_their_broker_comes_back() {
+    const TEST: &str = "clients_go_on_when_their_broker_comes_back";
+    let mut kafka = match Kafka::start(&[]) {
+        Ok(kafka) => kafka,
+        Err(reason) => return missing(TEST, &reason),
+    };
+    let log = log(&kafka).await;
+    let topic = topic(&log, "restart", 1, TopicSettings::default()).await;
+    let group = format!("group-{topic}");
+    let producer = log.producer(ProducerConfig::default()).await.unwrap();
+    let consumer = log.consumer(member(&group, &topic, Start::Earliest)).await.unwrap();
+    assert_eq!(assigned(&consumer).await, [0]);
+    for report in producer.send(vec![record(&topic, "before")]).await.unwrap().await {
+        report.unwrap();
+    }
+    kafka.kill();
+    let receipt = producer.send(vec![record(&topic, "while it was away")]).await.unwrap();
+    let begun = Instant::now();
+    kafka.restart();
+    let back = Instant::now();
+    for report in receipt.await {
+        report.unwrap();
+    }
+    eprintln!("written {:?} after the broker was back, {:?} after it was gone", back.elapsed(), begun.elapsed());
+    let mut values: Vec<Bytes> = Vec::new();
+    while values.last().is_none_or(|last| last != "while it was away") {
+        if let Event::Records(batch) = next(&consumer).await {
+            values.extend(batch.records.into_iter().filter_map(|record| record.value));
+        }
+    }
+    eprintln!("read {:?} after the broker was back", back.elapsed());
+    let commit = Commit { source: TopicPartition::new(topic, 0), offset: 2, metadata: String::new() };
+    consumer.commit(vec![commit.clone()]).await.unwrap();
+    assert_eq!(log.group_offsets(&group).await.unwrap()[&commit.source].offset, 2);
 }

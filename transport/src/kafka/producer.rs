@@ -80,11 +80,15 @@ impl KafkaProducer {
             facts.push(found);
         }
         let sending = self.deliveries.begin(records.len());
+        let mut kept: Option<(usize, Arc<Writer>)> = None;
         for (place, (record, facts)) in records.iter().zip(facts).enumerate() {
-            let sent = match facts.and_then(|facts| check(record, &facts).map(|()| facts)) {
-                Ok(facts) => {
-                    let writer = self.writer(batch_bytes(facts.limit))?;
-                    send_when_room(&writer, &self.deliveries, record, sending.ticket(place)).await
+            let sent = match facts.and_then(|facts| check(record, &facts).map(|()| batch_bytes(facts.limit))) {
+                Ok(bytes) => {
+                    let writer = match &kept {
+                        Some((of, writer)) if *of == bytes => writer,
+                        _ => &kept.insert((bytes, self.writer(bytes)?)).1,
+                    };
+                    send_when_room(writer, &self.deliveries, record, sending.ticket(place)).await
                 }
                 Err(error) => Err(error),
             };

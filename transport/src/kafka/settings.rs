@@ -72,7 +72,9 @@ pub(super) fn consumer(
     settings: &BTreeMap<String, String>,
 ) -> ClientConfig {
     let mut config = common(kafka, client_id);
-    config.set("session.timeout.ms", "15000").set("heartbeat.interval.ms", "3000");
+    // Members hear of a rebalance with their next heartbeat; librdkafka's own 3 s
+    // would make each take several seconds.
+    config.set("session.timeout.ms", "15000").set("heartbeat.interval.ms", "1000");
     config.set("partition.assignment.strategy", "cooperative-sticky");
     // What is prefetched is bounded per consumer, not only per partition.
     config.set("queued.max.messages.kbytes", "16384").set("queued.min.messages", "10000");

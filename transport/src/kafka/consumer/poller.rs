@@ -173,6 +173,8 @@ impl Poller {
         for error in std::iter::once(answer).chain(answers).filter_map(Result::err) {
             tracing::debug!(%error, "leaving a group");
         }
+        // Whoever waits for an answer hears that there will be none.
+        while self.shared.next_command().is_some() {}
         // A commit may still hold the client for a moment; who drops it last ends it.
         let mut client = self.client;
         let end = Instant::now() + self.timeout;
@@ -434,7 +436,7 @@ fn client(log: &KafkaLog, config: &ConsumerConfig, context: PollerContext) -> Re
     let mut asked = settings::consumer(&log.config, &config.client_id, &group, &config.settings);
     if let Some(session) = config.session_timeout {
         asked.set("session.timeout.ms", session.as_millis().to_string());
-        asked.set("heartbeat.interval.ms", (session.as_millis() / 5).clamp(1, 3000).to_string());
+        asked.set("heartbeat.interval.ms", (session.as_millis() / 5).clamp(1, 1000).to_string());
     }
     // The caller's pace is watched here; librdkafka sees only this thread, which never stops polling.
     let interval = config.max_poll_interval.max(config.session_timeout.unwrap_or(Duration::from_secs(15)));

@@ -177,8 +177,14 @@ impl Shared {
         self.closed.load(Ordering::Acquire)
     }
 
+    /// Asks the poller for something. Dropped, which its sender hears, when it has ended.
     pub(super) fn command(&self, command: Command) {
-        self.commands.lock().push_back(command);
+        let mut commands = self.commands.lock();
+        if self.is_closed() {
+            return;
+        }
+        commands.push_back(command);
+        drop(commands);
         self.wake();
     }
 

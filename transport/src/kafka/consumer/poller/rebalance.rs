@@ -57,6 +57,13 @@ impl Poller {
     }
 
     fn assign(&mut self, partitions: TopicPartitionList) {
+        if self.away {
+            // The group was left meanwhile; librdkafka only wants its answer.
+            if let Err(error) = take(&self.client, &TopicPartitionList::new()) {
+                tracing::debug!(%error, "refusing an assignment");
+            }
+            return;
+        }
         if Instant::now() < self.not_before {
             self.pending = Some(Pending::Assign(partitions));
             return;
