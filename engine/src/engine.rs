@@ -9,6 +9,7 @@ use pipedoc_model::pipeline;
 use pipedoc_model::registry::Modules;
 use pipedoc_proto::v1;
 use pipedoc_transport::log::Log;
+use pipedoc_transport::objects::Objects;
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
@@ -41,6 +42,9 @@ pub struct EngineConfig {
     pub store: Arc<dyn Store>,
     /// Where records lie.
     pub log: Arc<dyn Log>,
+    /// Where large payloads of submitted documents go; the modules must reach the
+    /// same stores.
+    pub objects: Arc<Objects>,
     /// Values of variables for pipelines that are new in the inbox; those that a
     /// pipeline has already win. Default: none.
     pub variables: BTreeMap<String, String>,
@@ -77,7 +81,7 @@ impl Engine {
     /// Makes an engine and begins to reconcile. Must be called within a runtime.
     #[must_use]
     pub fn new(config: EngineConfig) -> Self {
-        let EngineConfig { cluster, store, log, variables } = config;
+        let EngineConfig { cluster, store, log, objects, variables } = config;
         let catalog = Catalog::new(store);
         let editor = Arc::new(Editor::new(cluster.clone(), catalog.clone(), Arc::clone(&log)));
         let nudge = Arc::new(Notify::new());
@@ -92,7 +96,7 @@ impl Engine {
         let view = reconciler.view();
         let reconciling = AbortOnDropHandle::new(tokio::spawn(reconciler.run(CancellationToken::new())));
         Self(Arc::new(Inner {
-            intake: Intake::new(cluster.clone(), Arc::clone(&log)),
+            intake: Intake::new(cluster.clone(), Arc::clone(&log), objects),
             cluster,
             catalog,
             log,

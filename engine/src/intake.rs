@@ -12,30 +12,26 @@ use pipedoc_model::step::{InputSource, StepPlan, StepType};
 use pipedoc_proto::PipeDoc;
 use pipedoc_proto::v1::{DeliveryReport, SubmitRequest};
 use pipedoc_transport::log::{Delivered, Log, OutgoingRecord, Producer, ProducerConfig};
-use prost::Message;
+use pipedoc_transport::objects::{self, Objects};
 use tokio::sync::Mutex;
 
 use crate::clock;
 use crate::error::{Error, chain};
+use crate::offload::{Offloaded, offload};
 use crate::view::{PipelineView, View};
 
 /// Sends documents.
 pub(crate) struct Intake {
     cluster: ClusterName,
     log: Arc<dyn Log>,
+    objects: Arc<Objects>,
     /// Made when the first document comes.
     producer: Mutex<Option<Arc<dyn Producer>>>,
 }
 
-/// A record on its way, and what its report says in any case.
-struct Submission {
-    report: DeliveryReport,
-    record: OutgoingRecord,
-}
-
 impl Intake {
-    pub(crate) fn new(cluster: ClusterName, log: Arc<dyn Log>) -> Self {
-        Self { cluster, log, producer: Mutex::new(None) }
+    pub(crate) fn new(cluster: ClusterName, log: Arc<dyn Log>, objects: Arc<Objects>) -> Self {
+        Self { cluster, log, objects, producer: Mutex::new(None) }
     }
 
     /// Sends what a request holds; answers when the log has acknowledged it or
@@ -47,25 +43,63 @@ impl Intake {
         let step = target(view, &request.pipeline, &request.step)?;
         check(&request)?;
         let topic = step.id.input_topic(&self.cluster);
-        let documents = request.documents.into_iter().map(|document| of_document(&topic, document));
-        let deletions = request.deleted_ids.into_iter().map(|id| of_deletion(&topic, id));
-        let (mut reports, records): (Vec<_>, Vec<_>) =
-            documents.chain(deletions).map(|submission| (submission.report, submission.record)).unzip();
+        let mut reports = Vec::with_capacity(request.documents.len() + request.deleted_ids.len());
+        let mut records = Vec::with_capacity(reports.capacity());
+        // Which report each record belongs to: what could not be stored is not sent.
+        let mut sent = Vec::with_capacity(reports.capacity());
+        for document in request.documents {
+            let (mut report, prepared) = self.of_document(&topic, document, step.claim_threshold).await;
+            match prepared {
+                Ok(record) => {
+                    sent.push(reports.len());
+                    records.push(record);
+                }
+                Err(error) => (report.retryable, report.error) = (error.is_retryable(), chain(&error)),
+            }
+            reports.push(report);
+        }
+        for id in request.deleted_ids {
+            let key = Bytes::copy_from_slice(id.as_bytes());
+            let (report, record) = submission(&topic, id, clock::now_micros(), key, None, &[]);
+            sent.push(reports.len());
+            records.push(record);
+            reports.push(report);
+        }
         if records.is_empty() {
             return Ok(reports);
         }
         let producer = self.producer().await?;
         let outcomes = producer.send(records).await?.await;
-        for (report, outcome) in reports.iter_mut().zip(outcomes) {
+        for (index, outcome) in sent.into_iter().zip(outcomes) {
+            let report = &mut reports[index];
             match outcome {
                 Ok(delivered) => fill(report, delivered),
-                Err(error) => {
-                    report.retryable = error.is_retryable();
-                    report.error = chain(&error);
-                }
+                Err(error) => (report.retryable, report.error) = (error.is_retryable(), chain(&error)),
             }
         }
         Ok(reports)
+    }
+
+    async fn of_document(
+        &self,
+        topic: &Topic,
+        mut document: PipeDoc,
+        threshold: u64,
+    ) -> (DeliveryReport, Result<OutgoingRecord, objects::Error>) {
+        if document.version == 0 {
+            document.version = clock::now_micros();
+        }
+        let (id, version) = (document.id.clone(), document.version);
+        // Parts stay with their parent.
+        let key = if document.parent_id.is_empty() { &document.id } else { &document.parent_id };
+        let key = Bytes::copy_from_slice(key.as_bytes());
+        match offload(&self.objects, document, threshold).await {
+            Ok(Offloaded { value, claims }) => {
+                let (report, record) = submission(topic, id, version, key, Some(value), &claims);
+                (report, Ok(record))
+            }
+            Err(error) => (submission(topic, id, version, key, None, &[]).0, Err(error)),
+        }
     }
 
     async fn producer(&self) -> Result<Arc<dyn Producer>, Error> {
@@ -155,23 +189,15 @@ fn check(request: &SubmitRequest) -> Result<(), Error> {
     if reasons.is_empty() { Ok(()) } else { Err(Error::Invalid(reasons)) }
 }
 
-fn of_document(topic: &Topic, mut document: PipeDoc) -> Submission {
-    if document.version == 0 {
-        document.version = clock::now_micros();
-    }
-    // Parts stay with their parent.
-    let key = if document.parent_id.is_empty() { &document.id } else { &document.parent_id };
-    let key = Bytes::copy_from_slice(key.as_bytes());
-    let value = Some(Bytes::from(document.encode_to_vec()));
-    submission(topic, document.id, document.version, key, value)
-}
-
-fn of_deletion(topic: &Topic, id: String) -> Submission {
-    let key = Bytes::copy_from_slice(id.as_bytes());
-    submission(topic, id, clock::now_micros(), key, None)
-}
-
-fn submission(topic: &Topic, id: String, version: i64, key: Bytes, value: Option<Bytes>) -> Submission {
+/// A record to send, and what its report says in any case.
+fn submission(
+    topic: &Topic,
+    id: String,
+    version: i64,
+    key: Bytes,
+    value: Option<Bytes>,
+    claims: &[String],
+) -> (DeliveryReport, OutgoingRecord) {
     let stream_id = uuid::Uuid::now_v7().simple().to_string();
     let mut headers = Headers::with_capacity(7);
     pipedoc_telemetry::propagation::write_current_trace(&mut headers);
@@ -181,11 +207,11 @@ fn submission(topic: &Topic, id: String, version: i64, key: Bytes, value: Option
     headers.set(headers::EVENT_TIME, headers::format_time(clock::now_millis()));
     headers.set(headers::DOCUMENT_ID, id.clone());
     headers.set(headers::VERSION, version.to_string());
+    for claim in claims {
+        headers.append(headers::CLAIM, Some(Bytes::copy_from_slice(claim.as_bytes())));
+    }
     let mut record = OutgoingRecord::new(topic.clone(), Some(key), value);
     record.headers = headers;
     let topic = topic.to_string();
-    Submission {
-        report: DeliveryReport { document_id: id, version, stream_id, topic, ..DeliveryReport::default() },
-        record,
-    }
+    (DeliveryReport { document_id: id, version, stream_id, topic, ..DeliveryReport::default() }, record)
 }

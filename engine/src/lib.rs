@@ -19,6 +19,7 @@ pub mod error;
 mod grpc;
 mod inbox;
 mod intake;
+mod offload;
 mod reconcile;
 mod registration;
 mod sessions;

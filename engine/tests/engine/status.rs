@@ -1,0 +1,84 @@
+//! What status says.
+
+use pipedoc_model::names::Topic;
+use pipedoc_proto::PipeDoc;
+use pipedoc_proto::v1::{self, StepState, SubmitRequest};
+use pipedoc_transport::log::{Commit, Log, OutgoingRecord, ProducerConfig, TopicPartition};
+
+use crate::bed::{Bed, SHELF, instance};
+
+fn report(step: &str, state: StepState, done: i64, error: &str, at: i64) -> v1::StepReport {
+    v1::StepReport {
+        pipeline: "shelf".into(),
+        step: step.into(),
+        state: state.into(),
+        in_flight: 2,
+        done,
+        failed: 1,
+        last_error: error.into(),
+        last_error_at: Some(prost_types::Timestamp { seconds: at, nanos: 0 }),
+        ..Default::default()
+    }
+}
+
+#[tokio::test]
+async fn lag_and_dead_letters_come_from_the_log() {
+    let bed = Bed::new();
+    let engine = bed.engine().await;
+    engine.apply(SHELF).await;
+    let documents = (0..10).map(|n| PipeDoc { id: n.to_string(), ..PipeDoc::default() }).collect();
+    let request = SubmitRequest { pipeline: "shelf".into(), documents, ..Default::default() };
+    let reports = engine.intake().submit(request).await.unwrap().into_inner().reports;
+    let status = engine.status().await;
+    let step = |status: &v1::StatusResponse, n: usize| status.pipelines[0].steps[n].clone();
+    assert_eq!((step(&status, 0).lag, step(&status, 1).lag), (10, 0));
+
+    let topic = Topic::new("local.shelf.parse").unwrap();
+    let first = &reports[0];
+    let done = reports.iter().filter(|report| report.partition == first.partition).count();
+    let source = TopicPartition::new(topic, first.partition);
+    let commit = Commit { source, offset: i64::try_from(done).unwrap(), metadata: String::new() };
+    bed.log.set_group_offsets("local.shelf.parse", &[commit]).await.unwrap();
+    let dead = OutgoingRecord::new(Topic::new("local.shelf.parse.dlq").unwrap(), Some("a".into()), Some("x".into()));
+    let producer = bed.log.producer(ProducerConfig::default()).await.unwrap();
+    for report in producer.send(vec![dead.clone(), dead]).await.unwrap().await {
+        report.unwrap();
+    }
+    let status = engine.status().await;
+    assert_eq!(step(&status, 0).lag, 10 - i64::try_from(done).unwrap());
+    assert_eq!(step(&status, 0).dead_letters, 2);
+    assert_eq!(step(&status, 0).module, "parser");
+    assert_eq!(step(&status, 1).r#type(), v1::StepType::Sink);
+}
+
+#[tokio::test]
+async fn a_steps_state_is_the_worst_of_its_instances() {
+    let bed = Bed::new();
+    let engine = bed.engine().await;
+    engine.apply(SHELF).await;
+    let status = engine.status().await;
+    assert_eq!(status.pipelines[0].steps[0].state(), StepState::WaitingForModule);
+
+    let good = v1::InstanceReport {
+        steps: vec![report("parse", StepState::Running, 3, "older", 1)],
+        ..instance("p1", "parser")
+    };
+    let bad = v1::InstanceReport {
+        steps: vec![report("parse", StepState::Failed, 4, "newer", 2)],
+        ..instance("p2", "parser")
+    };
+    let _good = engine.attach(good).await;
+    let bad = engine.attach(bad).await;
+    let status = engine.wait_for_status("both are seen", |status| status.pipelines[0].steps[0].instances == 2).await;
+    let step = &status.pipelines[0].steps[0];
+    assert_eq!(step.state(), StepState::Failed);
+    assert_eq!((step.done, step.failed, step.in_flight, step.last_error.as_str()), (7, 2, 4, "newer"));
+    assert_eq!(status.pipelines[0].steps[1].state(), StepState::WaitingForModule, "nobody runs the sink");
+    let ids: Vec<_> = status.instances.iter().map(|instance| instance.instance_id.as_str()).collect();
+    assert_eq!(ids, ["p1", "p2"]);
+    assert!(status.instances[0].last_report_at.is_some());
+
+    drop(bad);
+    let status = engine.wait_for_status("one has left", |status| status.instances.len() == 1).await;
+    assert_eq!(status.pipelines[0].steps[0].state(), StepState::Running);
+}
