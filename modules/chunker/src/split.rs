@@ -1,6 +1,8 @@
 //! Cuts a body into chunks. Pure: the same body and configuration give the same
 //! chunks.
 
+use std::cmp::Reverse;
+
 use pipedoc_sdk::proto::v1::{ByteSpan, Chunk};
 use text_splitter::{ChunkConfig, ChunkConfigError, ChunkSizer, MarkdownSplitter, TextSplitter};
 
@@ -52,6 +54,30 @@ fn pieces<'a>(
     } else {
         TextSplitter::new(settings).chunk_indices(body).collect()
     };
-    // White space alone says nothing, wherever it lies.
-    Ok(pieces.into_iter().filter(|(_, text)| !text.trim().is_empty()).collect())
+    Ok(in_order(pieces))
+}
+
+/// Chunks in order, both ends growing. White space alone says nothing and is left
+/// out, and so is a chunk that lies within another: with overlap the splitter may
+/// go back to before the chunk that it has just made.
+fn in_order(mut pieces: Vec<(usize, &str)>) -> Vec<(usize, &str)> {
+    pieces.retain(|(_, text)| !text.trim().is_empty());
+    pieces.sort_by_key(|(start, text)| (*start, Reverse(text.len())));
+    let mut end = 0;
+    pieces.retain(|(start, text)| {
+        let adds = start + text.len() > end;
+        end = end.max(start + text.len());
+        adds
+    });
+    pieces
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn chunks_within_others_and_empty_ones_are_left_out() {
+        let body = "abcdefgh  i";
+        let pieces = [(2, 4), (1, 6), (1, 3), (8, 10), (5, 8), (10, 11)].map(|(start, end)| (start, &body[start..end]));
+        assert_eq!(super::in_order(pieces.to_vec()), [(1, "bcdef"), (5, "fgh"), (10, "i")]);
+    }
 }
