@@ -58,6 +58,13 @@ pub struct CompileError {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub struct CompileErrors(pub Vec<CompileError>);
 
+impl CompileErrors {
+    /// An error of the expression as a whole.
+    fn of_all(message: String) -> Self {
+        Self(vec![CompileError { offset: 0, column: 1, message }])
+    }
+}
+
 impl fmt::Display for CompileErrors {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (n, error) in self.0.iter().enumerate() {
@@ -182,6 +189,12 @@ pub fn weighted(key: &[u8], step: &str, weights: &[u32]) -> Option<usize> {
     })
 }
 
+/// Longest expression, in bytes.
+const MAX_LENGTH: usize = 4096;
+
+/// Stack for the parser; only what is touched is ever memory.
+const PARSER_STACK: usize = 64 << 20;
+
 /// An expression ready to be evaluated.
 #[derive(Clone)]
 struct Compiled {
@@ -199,6 +212,25 @@ impl fmt::Debug for Compiled {
 
 impl Compiled {
     fn new(source: &str) -> Result<Self, CompileErrors> {
+        if source.len() > MAX_LENGTH {
+            let message = format!("the expression has {} bytes; at most {MAX_LENGTH}", source.len());
+            return Err(CompileErrors::of_all(message));
+        }
+        // The generated parser takes up to 100 KiB of stack for each bracket (in debug
+        // builds), more than a worker's stack has; and should it ever panic, that is a
+        // refused expression and no more.
+        let parsed = std::thread::scope(|scope| {
+            let parser = std::thread::Builder::new().name("expression".to_owned()).stack_size(PARSER_STACK);
+            parser.spawn_scoped(scope, || Self::parse(source)).map(|thread| thread.join())
+        });
+        match parsed {
+            Ok(Ok(compiled)) => compiled,
+            Ok(Err(_)) => Err(CompileErrors::of_all("the expression cannot be parsed".to_owned())),
+            Err(error) => Err(CompileErrors::of_all(format!("no thread to parse the expression: {error}"))),
+        }
+    }
+
+    fn parse(source: &str) -> Result<Self, CompileErrors> {
         let environment = Env::stdlib();
         let (mut expression, positions) = environment
             .parser()

@@ -1,5 +1,7 @@
 //! The committed code is what the `.proto` files say.
 
+#![allow(clippy::unwrap_used, reason = "a test says with a panic that it failed")]
+
 use std::path::{Path, PathBuf};
 use std::{env, fs};
 

@@ -1,5 +1,7 @@
 //! Documents and other messages keep all they hold in their JSON form.
 
+#![allow(clippy::unwrap_used, reason = "a test says with a panic that it failed")]
+
 use pipedoc_proto::json::{from_json, message_from_json, message_to_json, to_json};
 use pipedoc_proto::v1::{
     Blob, ByteSpan, Chunk, Claim, Data, Embedding, ParseWarning, PipeDoc, SubmitRequest, blob, data,

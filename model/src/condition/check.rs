@@ -32,6 +32,9 @@ const FUNCTIONS: [&str; 13] = [
 /// Types that an expression may name, for `type(x) == int`.
 const TYPES: [&str; 10] = ["int", "uint", "double", "string", "bytes", "bool", "list", "map", "null_type", "type"];
 
+/// Deepest nesting of an expression.
+const MAX_DEPTH: usize = 64;
+
 /// What is known of a value before there is one.
 #[derive(Clone)]
 enum Known {
@@ -78,7 +81,15 @@ fn plain_syntax_error(message: &str) -> String {
 /// would answer as for maps, into a question that [`super::lend`] answers.
 /// Tells whether the expression reads `doc`.
 pub(super) fn check(source: &str, expression: &mut IdedExpr, positions: &SourceInfo) -> Result<bool, CompileErrors> {
-    let mut checker = Checker { source, positions, variables: BTreeMap::new(), errors: Vec::new(), reads_doc: false };
+    let mut checker = Checker {
+        source,
+        positions,
+        variables: BTreeMap::new(),
+        errors: Vec::new(),
+        reads_doc: false,
+        depth: 0,
+        too_deep: false,
+    };
     let known = checker.visit(expression);
     if matches!(known, Known::Message(_) | Known::Headers | Known::Step) {
         checker.error(expression.id, "the result is a whole message; name one of its fields".to_owned());
@@ -99,6 +110,8 @@ struct Checker<'a> {
     variables: BTreeMap<String, Vec<Known>>,
     errors: Vec<CompileError>,
     reads_doc: bool,
+    depth: usize,
+    too_deep: bool,
 }
 
 impl Checker<'_> {
@@ -108,6 +121,20 @@ impl Checker<'_> {
     }
 
     fn visit(&mut self, expression: &mut IdedExpr) -> Known {
+        // What goes deeper here goes deeper on the stack at each evaluation.
+        if self.depth >= MAX_DEPTH {
+            if !std::mem::replace(&mut self.too_deep, true) {
+                self.error(expression.id, format!("the expression is nested more than {MAX_DEPTH} deep"));
+            }
+            return Known::Anything;
+        }
+        self.depth += 1;
+        let known = self.visit_inner(expression);
+        self.depth -= 1;
+        known
+    }
+
+    fn visit_inner(&mut self, expression: &mut IdedExpr) -> Known {
         let id = expression.id;
         match &mut expression.expr {
             Expr::Unspecified | Expr::Literal(_) => Known::Scalar,

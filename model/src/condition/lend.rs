@@ -117,7 +117,7 @@ fn lend_field<'v, T: Fields>(message: &'v T, index: &dyn Val) -> Result<BoxVal<'
     found.ok_or_else(|| ExecutionError::no_such_key(name))
 }
 
-fn text_of<'b>(index: &'b dyn Val) -> Result<&'b str, ExecutionError> {
+fn text_of(index: &dyn Val) -> Result<&str, ExecutionError> {
     index.downcast_ref::<CelString<'_>>().map(CelString::inner).ok_or_else(|| ExecutionError::UnexpectedType {
         got: index.get_type().name().to_owned(),
         want: "string".to_owned(),

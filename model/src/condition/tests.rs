@@ -179,6 +179,32 @@ fn keys_are_texts_bytes_whole_numbers_or_none() {
 }
 
 #[test]
+fn expressions_of_any_depth_are_taken_or_refused_without_a_crash() {
+    let times = |text: &str, n: usize| text.repeat(n);
+    let taken = [
+        format!("1{} > 0", times(" + 1", 50)),
+        format!("{}true{}", times("(", 20), times(")", 20)),
+        format!("true{}", times(" && doc.title != 'x'", 40)),
+    ];
+    for expression in taken {
+        assert_eq!(holds(&expression), Ok(true), "{expression}");
+    }
+    let refused = [
+        format!("1{} > 0", times(" + 1", 2000)),
+        format!("1{} > 0", times(" + 1", 100_000)),
+        format!("{}true{}", times("(", 2000), times(")", 2000)),
+        format!("{}1{} == 1", times("[", 2000), times("]", 2000)),
+        format!("doc.metadata{}", times(".a", 3000)),
+        format!("doc.metadata{}", times("[0]", 3000)),
+        format!("true{}", times(" && true", 50_000)),
+        format!("true{}", times(" ? true : true", 3000)),
+    ];
+    for expression in refused {
+        assert!(Condition::compile(&expression).is_err(), "{}", &expression[..40]);
+    }
+}
+
+#[test]
 fn conditions_go_to_other_threads() {
     fn check<T: Send + Sync + Clone + 'static>() {}
     check::<Condition>();

@@ -56,7 +56,8 @@ fn controls_reach_steps_and_the_stricter_one_wins() {
         pipelines: [(pipeline.name.clone(), ControlState::Paused)].into(),
         steps: [(id(0), ControlState::Running), (id(1), ControlState::Stopped)].into(),
     };
-    let states: Vec<_> = plan(&cluster(), &[pipeline.clone()], &controls).steps.iter().map(|s| s.control).collect();
+    let states: Vec<_> =
+        plan(&cluster(), std::slice::from_ref(&pipeline), &controls).steps.iter().map(|s| s.control).collect();
     assert_eq!(states, [ControlState::Paused, ControlState::Stopped, ControlState::Paused]);
 }
 
@@ -92,12 +93,15 @@ steps:
     assert_eq!((policy("local.p.a"), policy("local.p.b.dlq")), (TopicPolicy::Ignore, TopicPolicy::Verify));
 }
 
+/// Type, concurrency, and which of the later steps it leads to.
+type StepShape = (u8, usize, Vec<bool>);
+
 /// Pipelines of a few steps, each with an output to the next ones.
 fn pipelines() -> impl Strategy<Value = Vec<PipelineConfig>> {
     let step = (0..3_u8, 1..9_usize, proptest::collection::vec(any::<bool>(), 5));
     let steps = proptest::collection::vec(step, 1..6);
     proptest::collection::vec(steps, 1..4).prop_map(|pipelines| {
-        let text = |(n, steps): (usize, &Vec<(u8, usize, Vec<bool>)>)| {
+        let text = |(n, steps): (usize, &Vec<StepShape>)| {
             let mut text = format!("pipeline: p{n}\nsteps:\n");
             for (index, (kind, concurrency, to)) in steps.iter().enumerate() {
                 let kind = if index == 0 && *kind == 0 { "CONNECTOR" } else { "PIPELINE" };

@@ -41,7 +41,7 @@ impl Checker<'_> {
             self.error(&at.field("transport"), "transport GRPC is not supported yet; use TOPIC");
         }
         self.expression(output.when.as_deref(), &at.field("when"), |text| Condition::compile(text).err());
-        self.expression(output.key.as_deref(), &at.field("key"), |text| KeyExpr::compile(text).err());
+        self.key(output.key.as_deref(), &at.field("key"));
         let otherwise = output.otherwise.unwrap_or(false);
         if otherwise && output.when.is_some() {
             self.error(&at.field("when"), "an output with `otherwise` has no condition of its own");
@@ -108,7 +108,7 @@ impl Checker<'_> {
             wire::OutputTopic::Name(topic) => (self.name(Some(topic), at, Topic::new)?, None),
             wire::OutputTopic::Detailed(details) => {
                 self.format(details.format, at);
-                self.expression(details.key.as_deref(), &at.field("key"), |text| KeyExpr::compile(text).err());
+                self.key(details.key.as_deref(), &at.field("key"));
                 (self.name(details.topic.as_deref(), &at.field("topic"), Topic::new)?, details.key.clone())
             }
         };
@@ -121,6 +121,14 @@ impl Checker<'_> {
             weight: None,
             key,
         })
+    }
+
+    fn key(&mut self, text: Option<&str>, at: &Path) {
+        self.expression(text, at, |text| KeyExpr::compile(text).err());
+        if text.and_then(|text| KeyExpr::compile(text).ok()).is_some_and(|key| key.reads_doc()) {
+            let reason = "this key reads `doc`, which deletions do not have: they end here and do not reach the target";
+            self.findings.warning(self.tree, at, reason);
+        }
     }
 
     fn expression(&mut self, text: Option<&str>, at: &Path, compile: impl FnOnce(&str) -> Option<CompileErrors>) {
