@@ -14,3 +14,4 @@ pub mod memory;
 pub mod objects;
 pub mod open;
 pub mod size;
+pub mod sqlite;

@@ -21,3 +21,20 @@ mod memory {
 
     pipedoc_transport::conformance!(MemoryBed(MemoryLog::new()));
 }
+
+mod sqlite {
+    use super::*;
+    use pipedoc_transport::sqlite::{Options, SqliteLog};
+
+    /// One file; each handle is as another process on it.
+    struct FileBed(tempfile::TempDir);
+
+    #[async_trait]
+    impl Bed for FileBed {
+        async fn open(&self) -> Arc<dyn Log> {
+            Arc::new(SqliteLog::open(self.0.path().join("log.db"), Options::default()).await.unwrap())
+        }
+    }
+
+    pipedoc_transport::conformance!(FileBed(tempfile::tempdir().unwrap()));
+}

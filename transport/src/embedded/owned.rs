@@ -208,13 +208,6 @@ impl OwnedPartitions {
         }
     }
 
-    /// Looks at every partition again.
-    pub(super) fn look_again(&mut self) {
-        for owned in self.partitions.values_mut() {
-            owned.hungry = true;
-        }
-    }
-
     /// Owned partitions, the one whose turn it is first.
     fn in_turn(&self) -> Vec<TopicPartition> {
         let after = self.partitions.keys().filter(|source| self.turn.as_ref().is_none_or(|turn| *source > turn));

@@ -1,0 +1,115 @@
+//! The one thread of a process that watches: the bell file for what others
+//! write, the clock for heartbeats and for members that died.
+
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use notify::{EventKind, RecursiveMode, Watcher};
+use rusqlite::Connection;
+
+use super::problem::Fault;
+use super::turn::beside;
+use super::{Shared, clean, file, groups};
+
+/// How often the file is looked at although no bell rang: somebody may have
+/// died before ringing it.
+const SLOW_POLL: Duration = Duration::from_secs(1);
+/// How often what need not be kept is cleaned away.
+const CLEAN: Duration = Duration::from_secs(5);
+
+/// Ends the watching when it is dropped.
+pub(super) struct Watch {
+    /// Stops the file events when dropped; none where the system has none.
+    _events: Option<notify::RecommendedWatcher>,
+    _stop: SyncSender<()>,
+}
+
+/// Begins to watch.
+pub(super) fn start(shared: &Arc<Shared>) -> std::io::Result<Watch> {
+    // One waiting message is enough: it says "look".
+    let (bell, bells) = sync_channel(1);
+    let ring = bell.clone();
+    let events = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+        if event.is_ok_and(|event| matches!(event.kind, EventKind::Modify(_) | EventKind::Any | EventKind::Other)) {
+            let _ = ring.try_send(());
+        }
+    });
+    let events = events.and_then(|mut events| {
+        events.watch(&beside(&shared.path, ".bell"), RecursiveMode::NonRecursive)?;
+        Ok(events)
+    });
+    let events = events.map_err(|error| {
+        tracing::warn!(%error, "file events are not available; other processes' records are noticed within a second");
+    });
+    let weak = Arc::downgrade(shared);
+    std::thread::Builder::new().name("log-watcher".to_owned()).spawn(move || watch(&weak, &bells))?;
+    Ok(Watch { _events: events.ok(), _stop: bell })
+}
+
+fn watch(shared: &Weak<Shared>, bells: &Receiver<()>) {
+    let mut connection = None;
+    let mut beat_due = Instant::now();
+    let mut clean_due = Instant::now() + CLEAN;
+    let mut cleaner = clean::Cleaner::default();
+    loop {
+        let wait = shared.upgrade().map_or(Duration::ZERO, |shared| {
+            let beat = if shared.session.is_needed() { shared.session.interval() } else { SLOW_POLL };
+            beat_due.saturating_duration_since(Instant::now()).min(SLOW_POLL).min(beat)
+        });
+        match bells.recv_timeout(wait) {
+            Ok(()) | Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => return,
+        }
+        let Some(shared) = shared.upgrade() else { return };
+        if let Err(error) = look(&shared, &mut connection, &mut beat_due) {
+            tracing::warn!(path = %shared.path.display(), error = %error, "could not look at the log file");
+            connection = None;
+        }
+        if Instant::now() >= clean_due {
+            clean_due = Instant::now() + CLEAN;
+            if let Some(connection) = &connection
+                && let Err(error) = cleaner.step(&shared, connection)
+            {
+                tracing::warn!(path = %shared.path.display(), %error, "could not clean the log file");
+            }
+        }
+    }
+}
+
+fn look(shared: &Shared, connection: &mut Option<Connection>, beat_due: &mut Instant) -> rusqlite::Result<()> {
+    let connection = match connection {
+        Some(connection) => connection,
+        None => connection.insert(file::reader(&shared.path)?),
+    };
+    if shared.bell.hub.has_ears() {
+        shared.bell.look(connection)?;
+    }
+    if Instant::now() < *beat_due {
+        return Ok(());
+    }
+    *beat_due = Instant::now() + shared.session.interval();
+    if !shared.session.is_needed() {
+        return Ok(());
+    }
+    beat(shared);
+    if !groups::expired(connection)?.is_empty() {
+        shared.writer.later(false, |tx| groups::expire(tx).map_err(Fault::from), |_| {});
+    }
+    Ok(())
+}
+
+/// Says that this process is alive.
+fn beat(shared: &Shared) {
+    let (session, begun) = (shared.session.clone(), Instant::now());
+    let id = session.id;
+    shared.writer.later(
+        false,
+        move |tx| groups::see(tx.sql(), id).map_err(Fault::from),
+        move |result| {
+            if result.is_ok() {
+                session.beat(begun);
+            }
+        },
+    );
+}
