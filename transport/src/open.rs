@@ -10,6 +10,7 @@ use crate::error::Result;
 use crate::kafka::{KafkaConfig, KafkaLog};
 use crate::log::Log;
 use crate::memory::MemoryLog;
+use crate::sqlite::{Options, SqliteLog};
 
 /// Where a log is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,14 +62,14 @@ impl fmt::Display for LogUrl {
 }
 
 impl LogUrl {
-    /// Opens the log. A file and its folder are made where they are missing.
+    /// Opens the log. A file is made where it is missing; its folder must exist.
     ///
     /// # Errors
     /// When the log cannot be used.
     pub async fn open(&self) -> Result<Arc<dyn Log>> {
         Ok(match self {
             Self::Memory => Arc::new(MemoryLog::new()),
-            Self::Sqlite(_) => return Err(crate::error::Error::Misuse { operation: "open", reason: "soon" }),
+            Self::Sqlite(path) => Arc::new(SqliteLog::open(path, Options::default()).await?),
             Self::Kafka(brokers) => Arc::new(KafkaLog::connect(KafkaConfig::new(brokers)).await?),
         })
     }

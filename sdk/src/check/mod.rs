@@ -243,5 +243,7 @@ fn render(output: &Output, with_targets: bool) -> String {
 }
 
 fn document(doc: &PipeDoc) -> String {
-    format!("{doc:#?}")
+    let json = pipedoc_proto::json::to_json(doc).ok().and_then(|json| serde_json::to_string_pretty(&json).ok());
+    // What JSON cannot say (a time out of range) is shown as it is in memory.
+    json.unwrap_or_else(|| format!("{doc:#?}"))
 }
