@@ -57,9 +57,14 @@ async fn keys_stay_in_order_while_others_go_beside_them() {
     let (bed, _) = Bed::memory();
     bed.run(&[keyed_by_source(plan("s"))]).await;
     // Earlier ones of a key are slower than later ones, and some need a second attempt.
-    let records = numbered(10, 20, |key, n| {
-        if (key + n) % 7 == 0 { "fail:1".to_owned() } else { format!("slow:{}", 40 - 2 * n) }
-    });
+    let records =
+        numbered(
+            10,
+            20,
+            |key, n| {
+                if (key + n) % 7 == 0 { "fail:1".to_owned() } else { format!("slow:{}", 40 - 2 * n) }
+            },
+        );
     bed.send_records(records).await;
     let read = bed.await_records("out", 200).await;
     assert_eq!(read.len(), 200);
@@ -79,7 +84,8 @@ async fn a_slow_key_holds_up_nobody_else_and_no_commit_passes_it() {
     bed.topic("out", 1).await;
     bed.topic(DEAD, 1).await;
     bed.apply(std::slice::from_ref(&plan));
-    bed.send_records(numbered(5, 10, |key, n| if (key, n) == (0, 2) { "slow:9000".into() } else { String::new() })).await;
+    bed.send_records(numbered(5, 10, |key, n| if (key, n) == (0, 2) { "slow:9000".into() } else { String::new() }))
+        .await;
     let read = bed.await_records("out", 42).await;
     assert_eq!(order_by_key(&read)["key-0"], [0, 1], "the others do not wait");
     tokio::time::sleep(Duration::from_secs(3)).await;
@@ -213,7 +219,11 @@ async fn outputs_are_taken_by_condition_by_draw_and_by_name() {
     bed.topic("allowed", 1).await;
     bed.run(&[plan]).await;
     let body = |id: &str, body: &str, title: &str| PipeDoc { body: body.into(), ..doc(id, title) };
-    bed.send("in", [body("a", "long enough", ""), body("b", "no", ""), body("c", "no", "to:long"), body("d", "", "to:allowed")]).await;
+    bed.send(
+        "in",
+        [body("a", "long enough", ""), body("b", "no", ""), body("c", "no", "to:long"), body("d", "", "to:allowed")],
+    )
+    .await;
     bed.send("in", (0..100).map(|n| PipeDoc { language: "draw".into(), ..doc(&format!("draw-{n}"), "") })).await;
     bed.drained("s").await;
     until("all to be done", || (bed.status("s").done == 104).then_some(())).await;
@@ -317,7 +327,11 @@ async fn large_blobs_and_documents_pass_by_claim() {
     let payload = Bytes::from(vec![7_u8; 100_000]);
     let blob = Blob { name: "x".into(), content: Some(blob::Content::Inline(payload.clone())), ..Blob::default() };
     let body = "long ".repeat(40_000);
-    bed.send("in", [PipeDoc { blobs: vec![blob], ..doc("blob", "") }, PipeDoc { body: body.clone(), ..doc("body", "") }]).await;
+    bed.send(
+        "in",
+        [PipeDoc { blobs: vec![blob], ..doc("blob", "") }, PipeDoc { body: body.clone(), ..doc("body", "") }],
+    )
+    .await;
     let between = bed.await_records("out", 2).await;
     for record in &between {
         assert!(record.record.value.as_ref().unwrap().len() < 1000);
@@ -367,9 +381,14 @@ async fn a_stop_finishes_what_is_in_flight_and_a_restart_goes_on_from_there() {
     }
     assert_eq!(seen.len(), 500, "nothing is lost");
     let keys_ahead = 50;
-    assert!(read.len() <= 500 + keys_ahead, "{} for 500: only what was done beyond the watermark comes again", read.len());
+    assert!(
+        read.len() <= 500 + keys_ahead,
+        "{} for 500: only what was done beyond the watermark comes again",
+        read.len()
+    );
     for (key, order) in order_by_key(&read) {
-        let firsts: Vec<i32> = order.iter().enumerate().filter(|(at, n)| !order[..*at].contains(n)).map(|(_, n)| *n).collect();
+        let firsts: Vec<i32> =
+            order.iter().enumerate().filter(|(at, n)| !order[..*at].contains(n)).map(|(_, n)| *n).collect();
         assert_eq!(firsts, (0..10).collect::<Vec<_>>(), "{key}");
     }
 }
@@ -438,7 +457,8 @@ async fn failing_sends_acks_commits_and_reads_lose_nothing_and_keep_order() {
     until("all to be committed", || (bed.status("s").lag == 0).then_some(())).await;
     for (key, order) in order_by_key(&bed.read("out").await) {
         // Duplicates may come, but what a reader has seen last never goes back for good.
-        let firsts: Vec<i32> = order.iter().enumerate().filter(|(at, n)| !order[..*at].contains(n)).map(|(_, n)| *n).collect();
+        let firsts: Vec<i32> =
+            order.iter().enumerate().filter(|(at, n)| !order[..*at].contains(n)).map(|(_, n)| *n).collect();
         assert_eq!(firsts, (0..30).collect::<Vec<_>>(), "{key}: {order:?}");
         assert_eq!(order.last(), Some(&29), "{key}: the newest is last");
     }
@@ -548,7 +568,9 @@ async fn steps_that_do_not_open_leave_others_alone() {
     let wrong = bed.state("wrong", StepState::Failed).await.last_error;
     assert!(wrong.contains("open: ") && wrong.contains("shut"), "both mistakes: {wrong}");
     assert!(bed.state("unknown", StepState::Failed).await.last_error.contains("no module nobody"));
-    assert!(bed.state("later", StepState::Failed).await.last_error.contains("not supported yet: delivery: EXACTLY_ONCE"));
+    assert!(
+        bed.state("later", StepState::Failed).await.last_error.contains("not supported yet: delivery: EXACTLY_ONCE")
+    );
     assert_eq!(bed.status("waits").state, StepState::Starting);
     assert!(bed.status("waits").last_error.contains("not open yet"));
     // A change of its plan is a new chance.

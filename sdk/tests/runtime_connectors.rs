@@ -185,7 +185,9 @@ async fn records_are_piped_on_as_they_are() {
     let read = bed.await_records("out", 42).await;
     bed.drained("s").await;
     for source in 0..4 {
-        let of = |read: &&Read| read.record.value.as_ref().is_some_and(|value| value.starts_with(format!("{source}/").as_bytes()));
+        let of = |read: &&Read| {
+            read.record.value.as_ref().is_some_and(|value| value.starts_with(format!("{source}/").as_bytes()))
+        };
         let piped: Vec<&Read> = read.iter().filter(of).collect();
         assert_eq!(piped.len(), 10);
         for (n, read) in piped.iter().enumerate() {
@@ -197,7 +199,8 @@ async fn records_are_piped_on_as_they_are() {
             assert_eq!(read.header(headers::HOP), Some("1"));
         }
     }
-    let of = |key: &'static str| read.iter().find(move |read| read.record.key.as_deref() == Some(key.as_bytes())).unwrap();
+    let of =
+        |key: &'static str| read.iter().find(move |read| read.record.key.as_deref() == Some(key.as_bytes())).unwrap();
     assert_eq!((of("a").header(headers::HOP), of("a").header(headers::STREAM_ID)), (Some("5"), Some("stream")));
     assert_eq!(of("a").header(headers::DOCUMENT_ID), Some("a"));
     assert_eq!(of("b").record.value, None);

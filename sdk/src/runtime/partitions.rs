@@ -99,7 +99,8 @@ impl Partitions {
         self.owned.values()
     }
 
-    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Partition> {
+    #[cfg(test)]
+    fn iter_mut(&mut self) -> impl Iterator<Item = &mut Partition> {
         self.owned.values_mut()
     }
 

@@ -132,7 +132,7 @@ async fn another_plan(failed: &StepPlan, wanted: &mut watch::Receiver<Wanted>, b
     loop {
         let next = wanted.borrow_and_update().clone();
         match next {
-            Wanted::Plan(next, hash) if next.control != ControlState::Stopped && goes_on(failed, &next) => {
+            Wanted::Plan(next, hash) if goes_on(failed, &next) => {
                 board.set_hash(hash);
             }
             _ => {
@@ -155,6 +155,9 @@ fn order_of(plan: &StepPlan) -> Order {
 
 /// Whether a step goes on as it is: nothing has changed but a pause.
 fn goes_on(now: &StepPlan, next: &StepPlan) -> bool {
+    if next.control == ControlState::Stopped {
+        return false;
+    }
     let next = StepPlan { control: now.control, ..next.clone() };
     now == &next
 }

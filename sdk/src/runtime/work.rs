@@ -422,7 +422,7 @@ fn inherit(doc: &mut PipeDoc, origin: &Origin) {
     if doc.version == 0 {
         doc.version = origin.version;
     }
-    if !doc.parent_id.is_empty() && doc.parent_version == 0 {
+    if doc.parent_id == origin.id && doc.parent_version == 0 {
         doc.parent_version = origin.version;
     }
 }

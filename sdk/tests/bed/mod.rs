@@ -66,7 +66,9 @@ impl Actor {
                 "panic" => panic!("oh no"),
                 "to" => to = Some(argument.to_owned()),
                 "many" => {
-                    output = Some(Output::many((0..number).map(|n| PipeDoc { id: format!("{}-{n}", doc.id), ..doc.clone() })));
+                    output = Some(Output::many(
+                        (0..number).map(|n| PipeDoc { id: format!("{}-{n}", doc.id), ..doc.clone() }),
+                    ));
                 }
                 "parts" => {
                     output = Some(Output::many((0..number).map(|n| PipeDoc {
@@ -274,7 +276,8 @@ impl Bed {
     /// All that lies in a topic now, by partition.
     pub async fn read(&self, name: &str) -> Vec<Read> {
         let ends = self.log.ends(&topic(name)).await.unwrap();
-        let parts: Vec<_> = (0..).zip(&ends).map(|(n, _)| (TopicPartition::new(topic(name), n), Start::Earliest)).collect();
+        let parts: Vec<_> =
+            (0..).zip(&ends).map(|(n, _)| (TopicPartition::new(topic(name), n), Start::Earliest)).collect();
         let mut open: HashSet<_> = parts.iter().map(|(part, _)| part.clone()).collect();
         let config = ConsumerConfig::new("test", Subscription::Assigned(parts));
         let consumer = self.log.consumer(config).await.unwrap();
