@@ -370,7 +370,13 @@ async fn a_topic_made_later_is_picked_up_by_its_pattern() {
     assert_eq!(values, ["before anybody looked"], "a partition that came later begins at its start");
     let b = make(format!("{prefix}-b")).await;
     producer.send(vec![record(&b, "b")]).await.unwrap().await;
-    let (values, _) = read_to_end(&consumer).await;
+    // The end of the first topic may be told again meanwhile.
+    let values = loop {
+        let (values, _) = read_to_end(&consumer).await;
+        if !values.is_empty() {
+            break values;
+        }
+    };
     assert_eq!(values, ["b"]);
     assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
     let topics: Vec<_> = consumer.positions().into_keys().map(|source| source.topic).collect();
