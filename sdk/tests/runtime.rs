@@ -1,5 +1,7 @@
 //! What the runtime promises about documents, on the memory log.
 
+#![allow(clippy::unwrap_used, reason = "what helps a test fails with it")]
+
 mod bed;
 
 use std::collections::{BTreeMap, HashMap};

@@ -1,5 +1,7 @@
 //! The test kit tells what differs.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use pipedoc_sdk::check::{check, fails, retries};

@@ -3,6 +3,8 @@
 //! The processes are this test binary itself: [`child`] does nothing unless it is
 //! told to be a module.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
 mod surface;
 
 use std::io::Read;

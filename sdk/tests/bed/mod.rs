@@ -1,6 +1,7 @@
 //! A log with topics, an instance over it, and a module that does what its
 //! documents say. Knows nothing of what a test wants to see.
 #![allow(dead_code, reason = "each test binary uses a part of it")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "what helps a test fails with it")]
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
