@@ -162,13 +162,15 @@ impl Catalog {
         self.0.put(&head_key(), &write(&head_key(), next)?, expected).await.map(drop)
     }
 
-    /// Writes a revision and gives its number. Old ones beyond
-    /// [`KEPT_REVISIONS`] are removed.
+    /// Writes a revision and gives its number; the newest one's when that says the
+    /// same already: another engine may be about to name it in the head. Old ones
+    /// beyond [`KEPT_REVISIONS`] are removed.
     ///
     /// # Errors
     /// When the store cannot be written.
     pub async fn add_revision(&self, pipeline: &PipelineName, revision: &Revision) -> Result<u64> {
-        let number = self.add(Kind::Revision, pipeline.as_str(), revision).await?;
+        let same = |newest: &Revision| newest.same_as(revision);
+        let number = self.add(Kind::Revision, pipeline.as_str(), revision, same).await?;
         let numbers = self.numbers(Kind::Revision, pipeline.as_str()).await?;
         let old = numbers.len().saturating_sub(KEPT_REVISIONS);
         for number in &numbers[..old] {
@@ -193,12 +195,12 @@ impl Catalog {
         self.numbers(Kind::Revision, pipeline.as_str()).await
     }
 
-    /// Writes wishes and gives their number.
+    /// Writes wishes and gives their number; the newest ones' when those are the same.
     ///
     /// # Errors
     /// When the store cannot be written.
     pub async fn add_wishes(&self, pipeline: &PipelineName, wishes: &Wishes) -> Result<u64> {
-        self.add(Kind::Wishes, pipeline.as_str(), wishes).await
+        self.add(Kind::Wishes, pipeline.as_str(), wishes, |newest| newest == wishes).await
     }
 
     /// Operators' wishes.
@@ -209,12 +211,13 @@ impl Catalog {
         self.find(Kind::Wishes, pipeline.as_str(), number).await
     }
 
-    /// Writes a module's registration and gives its number.
+    /// Writes a module's registration and gives its number; the newest one's when
+    /// that says the same already.
     ///
     /// # Errors
     /// When the store cannot be written.
     pub async fn add_module(&self, info: &ModuleInfo) -> Result<u64> {
-        self.add(Kind::Module, info.module.as_str(), info).await
+        self.add(Kind::Module, info.module.as_str(), info, |newest| newest == info).await
     }
 
     /// A module's registration.
@@ -273,9 +276,21 @@ impl Catalog {
         self.0.remove(&note_key(entry)).await
     }
 
-    async fn add(&self, kind: Kind, name: &str, value: &(impl Serialize + Sync)) -> Result<u64> {
+    async fn add<T: Serialize + DeserializeOwned>(
+        &self,
+        kind: Kind,
+        name: &str,
+        value: &T,
+        same: impl Fn(&T) -> bool,
+    ) -> Result<u64> {
         loop {
-            let number = self.numbers(kind, name).await?.last().map_or(1, |last| last + 1);
+            let newest = self.numbers(kind, name).await?.last().copied();
+            if let Some(newest) = newest
+                && self.find(kind, name, newest).await?.is_some_and(|found| same(&found))
+            {
+                return Ok(newest);
+            }
+            let number = newest.unwrap_or(0) + 1;
             let key = numbered(kind, name, number);
             match self.0.put(&key, &write(&key, value)?, Expected::Absent).await {
                 Ok(_) => return Ok(number),

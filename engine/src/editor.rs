@@ -189,6 +189,10 @@ impl Editor {
                 None => *written.insert(self.catalog.add_module(info).await?),
             };
             let Some(current) = current else {
+                if self.catalog.head().await?.is_some() {
+                    // Made meanwhile, perhaps by somebody who did not find the registration yet.
+                    continue;
+                }
                 // No head is no news; whoever makes one finds the registration.
                 return Ok(true);
             };

@@ -77,8 +77,8 @@ impl Bed {
             let shutdown = shutdown.clone();
             async move { engine.serve(listener, shutdown).await.unwrap() }
         });
-        let channel = Channel::from_shared(address.clone()).unwrap().connect().await.unwrap();
-        Running { address, channel, shutdown, task }
+        let channel = Channel::from_shared(address).unwrap().connect().await.unwrap();
+        Running { channel, shutdown, task }
     }
 
     /// All records of a topic.
@@ -101,7 +101,6 @@ impl Bed {
 
 /// An engine that serves.
 pub struct Running {
-    pub address: String,
     pub channel: Channel,
     shutdown: CancellationToken,
     task: JoinHandle<()>,

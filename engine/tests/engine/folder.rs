@@ -25,7 +25,7 @@ async fn a_broken_edit_is_shown_and_the_last_good_text_runs_on() {
     let good = engine.wait_for_status("the pipeline runs", |status| status.pipelines.len() == 1).await;
     bed.write("shelf.yaml", &SHELF.replace("to: store", "too: store").replace("type: SINK", "type: SNIK"));
     let broken = engine.wait_for_status("the mistakes are shown", |status| !status.problems.is_empty()).await;
-    assert_eq!(broken.problems.len(), 2, "{:#?}", broken.problems);
+    assert_eq!(broken.problems.len(), 3, "{:#?}", broken.problems);
     assert!(broken.problems.iter().all(|problem| problem.file.ends_with("shelf.yaml") && problem.line > 0));
     assert_eq!((broken.generation, &broken.pipelines), (good.generation, &good.pipelines));
 

@@ -109,6 +109,7 @@ async fn generation_and_assignment_survive_the_engine() {
     let bed = Bed::new();
     bed.write("shelf.yaml", SHELF);
     let engine = bed.engine().await;
+    engine.wait_for_status("the pipeline runs", |status| status.generation == 1).await;
     let mut parser = engine.attach(instance("p1", "parser")).await;
     parser.assignment("an assignment", |assignment| !assignment.steps.is_empty()).await;
     // The module's registration is a change of its own.
@@ -158,6 +159,7 @@ async fn an_older_version_of_a_module_does_not_take_the_newer_ones_place() {
     let bed = Bed::new();
     bed.write("shelf.yaml", SHELF);
     let engine = bed.engine().await;
+    engine.wait_for_status("the pipeline runs", |status| status.generation == 1).await;
     let _new = engine.attach(instance("p1", "parser")).await;
     let before = engine.wait_for_status("registered", |status| status.generation >= 2).await;
     let mut old = instance("p2", "parser");
