@@ -250,8 +250,9 @@ pub struct ConsumerConfig {
     pub subscription: Subscription,
     /// Name of the member, for people; need not be unique.
     pub client_id: String,
-    /// A member that is not heard of for so long loses its partitions. Default 10 s
-    /// on the embedded logs, 15 s on Kafka.
+    /// A member that is not heard of for so long loses its partitions. Default 6 s
+    /// on the embedded logs, 15 s on Kafka. On the sqlite log a process that has
+    /// ended is noticed sooner.
     pub session_timeout: Option<Duration>,
     /// A member that does not call `next` for so long leaves the group and
     /// loses its partitions. Default 5 min.

@@ -20,6 +20,8 @@ const BUSY: Duration = Duration::from_secs(20);
 const WAL_LIMIT: i64 = 64 << 20;
 /// Pages in the write-ahead log before they are copied into the file.
 const CHECKPOINT_PAGES: i64 = 4000;
+/// Bytes of the smallest SQLite database there is: one page.
+const SMALLEST: u64 = 512;
 /// Statements kept prepared by each connection.
 const STATEMENTS: usize = 64;
 
@@ -48,7 +50,12 @@ pub(super) fn prepare(path: &Path) -> Result<()> {
     if path.is_dir() {
         return Err(problem(path, FileProblem::NotALog));
     }
-    let existed = path.exists();
+    let length = path.metadata().map(|metadata| metadata.len()).ok();
+    // SQLite takes a file of a few bytes for an empty one, and would overwrite it.
+    if length.is_some_and(|length| (1..SMALLEST).contains(&length)) {
+        return Err(problem(path, FileProblem::NotALog));
+    }
+    let existed = length.is_some();
     let missing_rights = |error: rusqlite::Error| {
         let error = explain(path, "open", error);
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
