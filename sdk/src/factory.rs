@@ -5,7 +5,9 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
+use futures::FutureExt;
 use futures::future::BoxFuture;
 use pipedoc_model::names::ModuleName;
 use pipedoc_model::problem::{Problem, Problems};
@@ -33,13 +35,14 @@ pub enum Program {
 }
 
 impl Program {
-    /// Ends the program once nobody else holds it. A program that is still held
-    /// is let go without its `close`: call this when all work has ended.
+    /// Ends the program: call this when all work has ended. What was aborted may
+    /// hold it for a moment longer; a program that is held for more than a second
+    /// is let go without its `close`.
     pub async fn close(self) {
         match self {
-            Self::Documents(program) => program.close().await,
-            Self::Connector(program) => program.close().await,
-            Self::Records(program) => program.close().await,
+            Self::Documents(program) => alone(&program).then(|()| program.close()).await,
+            Self::Connector(program) => alone(&program).then(|()| program.close()).await,
+            Self::Records(program) => alone(&program).then(|()| program.close()).await,
         }
     }
 }
@@ -183,6 +186,19 @@ impl Factory {
 impl fmt::Debug for Factory {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Factory").field("module", &self.info.module).finish_non_exhaustive()
+    }
+}
+
+/// Waits until nobody else holds a program, for a while.
+fn alone<T: ?Sized>(program: &Arc<T>) -> impl Future<Output = ()> + use<T> {
+    let program = Arc::downgrade(program);
+    async move {
+        for _ in 0..100 {
+            if program.strong_count() <= 1 {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
     }
 }
 

@@ -56,6 +56,9 @@ pub(crate) struct Claims {
     units: u32,
 }
 
+/// A document with everything in it, and a permit for the memory it takes.
+pub(crate) type Hydrated = (PipeDoc, OwnedSemaphorePermit);
+
 /// A document ready to be written.
 #[derive(Debug)]
 pub(crate) struct Offloaded {
@@ -82,10 +85,15 @@ impl Claims {
 
     /// Reads everything back that a document refers to. The permit stands for the
     /// memory it takes: hold it as long as the document.
-    pub(crate) async fn hydrate(&self, mut doc: PipeDoc) -> Result<(PipeDoc, Option<OwnedSemaphorePermit>)> {
+    ///
+    /// Who holds such permits already must not wait for more: without `waits`,
+    /// `None` says that there is no room for it now.
+    pub(crate) async fn hydrate(&self, mut doc: PipeDoc, waits: bool) -> Result<Option<Hydrated>> {
         let mut size = whole_claim(&doc)?.map_or(0, |claim| claim.size);
         self.check(&doc, size)?;
-        let mut permit = self.reserve(size.saturating_add(blobs_size(&doc))).await?;
+        let Some(mut permit) = self.reserve(size.saturating_add(blobs_size(&doc)), waits).await? else {
+            return Ok(None);
+        };
         if let Some(claim) = whole_claim(&doc)? {
             let bytes = self.shelf.get(&claim).await.context(format!("the claim of {} cannot be read", doc.id))?;
             doc = PipeDoc::decode(bytes)
@@ -98,7 +106,8 @@ impl Claims {
                 // What it held before must be free first, or two documents could
                 // wait for each other.
                 drop(permit);
-                permit = self.reserve(size).await?;
+                let Some(more) = self.reserve(size, waits).await? else { return Ok(None) };
+                permit = more;
             }
         } else {
             self.check(&doc, blobs_size(&doc))?;
@@ -110,7 +119,7 @@ impl Claims {
                 blob.content = Some(blob::Content::Inline(bytes));
             }
         }
-        Ok((doc, Some(permit)))
+        Ok(Some((doc, permit)))
     }
 
     /// Writes to the store what is too large for a record, and encodes the rest.
@@ -173,10 +182,15 @@ impl Claims {
         .with_kind("hydrate-max"))
     }
 
-    async fn reserve(&self, bytes: u64) -> Result<OwnedSemaphorePermit> {
+    async fn reserve(&self, bytes: u64, waits: bool) -> Result<Option<OwnedSemaphorePermit>> {
         // What is larger than all of it waits for all of it.
         let units = u32::try_from(bytes.div_ceil(UNIT)).unwrap_or(u32::MAX).min(self.units);
-        Ok(Arc::clone(&self.memory).acquire_many_owned(units).await?)
+        let memory = Arc::clone(&self.memory);
+        if waits {
+            Ok(Some(memory.acquire_many_owned(units).await?))
+        } else {
+            Ok(memory.try_acquire_many_owned(units).ok())
+        }
     }
 }
 

@@ -44,6 +44,8 @@ pub(crate) enum Stage {
     Working(AbortHandle),
     /// A task makes its dead letter.
     Burying { task: AbortHandle, about: About, reason: Reason },
+    /// Its module has returned; what it piped is on its way. Its lane waits.
+    Piping,
     /// Its outputs are on their way; its lane goes on.
     Sending { about: About, sent: usize, partial: Option<String> },
     /// Its dead letter is on its way.

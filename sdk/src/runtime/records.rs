@@ -31,6 +31,8 @@ use crate::record::{RecordContext, Report};
 pub(crate) struct Piping {
     /// Pipes that are not settled.
     pub(crate) open: usize,
+    /// Records piped, in all.
+    pub(crate) records: usize,
     /// Whether the module has returned.
     pub(crate) ended: bool,
     /// The error that says most.

@@ -8,7 +8,6 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use futures::future::join_all;
 use pipedoc_model::headers::{self, Headers};
 use pipedoc_model::names::Topic;
 use pipedoc_model::step::{Hydration, StepPlan};
@@ -106,6 +105,8 @@ enum Fault {
     Own(Error),
     /// The surroundings'.
     Passing(Error),
+    /// There is no memory for it now.
+    NoRoom,
 }
 
 impl From<Error> for Fault {
@@ -120,7 +121,7 @@ impl Workshop {
         let mut about = About::of(&job.record);
         let span = self.span(job);
         let work = async {
-            let ready = self.ready(job, &mut about).await?;
+            let ready = self.ready(job, &mut about, true).await?;
             let answer = self.call(ready.input, job.attempt, &span).await?;
             let output = answer.into_iter().next().unwrap_or_else(|| Err(no_answer()))?;
             self.finish(job, &ready.origin, output, &span).await
@@ -130,36 +131,48 @@ impl Workshop {
     }
 
     /// Works on records that share a batch; one result for each, in order.
-    /// Tombstones among them are told to the module in their place.
+    /// Tombstones among them are told to the module in their place. What the
+    /// batch refers to may not fit into memory at once: then it is worked on in
+    /// several pieces.
     pub(crate) async fn batch(&self, jobs: &[Job]) -> Vec<Result<Worked, Failed>> {
         let span = jobs.first().map_or_else(Span::none, |job| self.span(job));
         let work = async {
-            let mut abouts: Vec<About> = jobs.iter().map(|job| About::of(&job.record)).collect();
-            let readying = jobs.iter().zip(&mut abouts).map(|(job, about)| self.ready(job, about));
-            let mut ready: Vec<Result<Ready, Fault>> = join_all(readying).await;
-            let outputs = self.call_batch(jobs, &mut ready, &span).await;
-            let finishing = jobs.iter().zip(ready.iter()).zip(outputs).map(async |((job, ready), output)| {
-                let (Ok(ready), Some(output)) = (ready, output) else { return None };
-                let finished = match output {
-                    Ok(output) => self.finish(job, &ready.origin, output, &span).await,
-                    Err(error) => Err(Fault::Own(error)),
-                };
-                Some(finished)
-            });
-            let finished = join_all(finishing).await;
-            finished
-                .into_iter()
-                .zip(ready)
-                .zip(abouts)
-                .map(|((finished, ready), about)| match (finished, ready) {
-                    (_, Err(fault)) => Err(fault.about(about)),
-                    (Some(Ok(made)), _) => Ok(made.about(about)),
-                    (Some(Err(fault)), _) => Err(fault.about(about)),
-                    (None, Ok(_)) => Err(Fault::Own(no_answer()).about(about)),
-                })
-                .collect()
+            let mut results = Vec::with_capacity(jobs.len());
+            while let Some(rest) = jobs.get(results.len()..).filter(|rest| !rest.is_empty()) {
+                results.extend(self.piece(rest, &span).await);
+            }
+            results
         };
         work.instrument(span.clone()).await
+    }
+
+    /// Works on as many records of a batch as fit into memory, at least one.
+    async fn piece(&self, jobs: &[Job], span: &Span) -> Vec<Result<Worked, Failed>> {
+        let (mut ready, mut abouts) = (Vec::new(), Vec::new());
+        for job in jobs {
+            let mut about = About::of(&job.record);
+            match self.ready(job, &mut about, ready.is_empty()).await {
+                Err(Fault::NoRoom) => break,
+                result => ready.push(result),
+            }
+            abouts.push(about);
+        }
+        let jobs = &jobs[..ready.len()];
+        let outputs = self.call_batch(jobs, &mut ready, span).await;
+        let mut results = Vec::with_capacity(jobs.len());
+        for (((job, ready), output), about) in jobs.iter().zip(ready).zip(outputs).zip(abouts) {
+            let made = match (ready, output) {
+                (Err(fault), _) => Err(fault),
+                (Ok(ready), Some(Ok(output))) => self.finish(job, &ready.origin, output, span).await,
+                (Ok(_), Some(Err(error))) => Err(Fault::Own(error)),
+                (Ok(_), None) => Err(Fault::Own(no_answer())),
+            };
+            results.push(match made {
+                Ok(made) => Ok(made.about(about)),
+                Err(fault) => Err(fault.about(about)),
+            });
+        }
+        results
     }
 
     /// Hands what is ready to the module, documents together, deletions alone, in
@@ -253,7 +266,7 @@ impl Workshop {
     }
 
     /// Decodes a record and reads its claims back.
-    async fn ready(&self, job: &Job, about: &mut About) -> Result<Ready, Fault> {
+    async fn ready(&self, job: &Job, about: &mut About, waits: bool) -> Result<Ready, Fault> {
         let record = &job.record;
         self.check_hops(record)?;
         let Some(value) = &record.value else {
@@ -268,11 +281,9 @@ impl Workshop {
         let mut doc = decode(value)?;
         let mut hydrated = None;
         if self.plan.hydration == Hydration::Eager && super::claims::needs_hydration(&doc) {
-            (doc, hydrated) = self
-                .claims
-                .hydrate(doc)
-                .await
-                .map_err(|error| if error.is_retryable() { Fault::Passing(error) } else { Fault::Own(error) })?;
+            let whole = self.claims.hydrate(doc, waits).await.map_err(Fault::of_store)?;
+            let (whole, permit) = whole.ok_or(Fault::NoRoom)?;
+            (doc, hydrated) = (whole, Some(permit));
         }
         if doc.id.is_empty() {
             return Err(Error::permanent("the document has no id").with_kind("decode").into());
@@ -347,10 +358,7 @@ impl Workshop {
                 if destinations.is_empty() {
                     return Ok(());
                 }
-                let offloaded =
-                    self.claims.offload(doc).await.map_err(|error| {
-                        if error.is_retryable() { Fault::Passing(error) } else { Fault::Own(error) }
-                    })?;
+                let offloaded = self.claims.offload(doc).await.map_err(Fault::of_store)?;
                 let mut headers = base.clone();
                 hop::set_identity(&mut headers, &offloaded.id, offloaded.version);
                 headers.remove(headers::CLAIM);
@@ -409,10 +417,16 @@ impl Made {
 }
 
 impl Fault {
+    /// What a store that is away does to a document is not the document's fault.
+    fn of_store(error: Error) -> Self {
+        if error.is_retryable() { Self::Passing(error) } else { Self::Own(error) }
+    }
+
     fn about(self, about: About) -> Failed {
         match self {
             Self::Own(error) => Failed { about, error, patient: false },
             Self::Passing(error) => Failed { about, error, patient: true },
+            Self::NoRoom => Failed { about, error: Error::retryable("no memory for its claims now"), patient: true },
         }
     }
 }

@@ -147,6 +147,10 @@ impl Events {
         self.0.lock().iter().map(|(_, event)| event.clone()).collect()
     }
 
+    pub fn named(&self) -> Vec<(String, Event)> {
+        self.0.lock().clone()
+    }
+
     pub fn count(&self, is: impl Fn(&Event) -> bool) -> usize {
         self.0.lock().iter().filter(|(_, event)| is(event)).count()
     }
@@ -182,6 +186,11 @@ impl Bed {
     pub fn beside(&self, id: &str, more: Vec<Factory>) -> Self {
         let data = tempfile::tempdir().unwrap();
         Self::at(Arc::clone(&self.log), Arc::clone(&self.objects), data, id, more, Layers::new())
+    }
+
+    /// Another instance, with another handle on the log.
+    pub fn over_again(&self, log: Arc<dyn Log>, id: &str, more: Vec<Factory>) -> Self {
+        Self::at(log, Arc::clone(&self.objects), tempfile::tempdir().unwrap(), id, more, Layers::new())
     }
 
     fn at(

@@ -65,7 +65,7 @@ pub(crate) struct Pump {
     /// After an error: when to ask the consumer again.
     next_at: Option<Instant>,
     consumer_failures: u32,
-    commit: Option<BoxFuture<'static, (Vec<(Commit, u64)>, log::Result<()>)>>,
+    commit: Option<BoxFuture<'static, Committing>>,
     last_commit: Instant,
     commit_failed: bool,
     /// Since when something waits for a batch to fill.
@@ -74,6 +74,10 @@ pub(crate) struct Pump {
     /// What makes going on with these clients impossible.
     fatal: Option<Error>,
 }
+
+/// What was to be committed, each with the number of its partition's ownership;
+/// and what came of it.
+type Committing = (Vec<(Commit, u64)>, log::Result<()>);
 
 /// What is on its way into the log.
 #[derive(Debug)]

@@ -82,6 +82,7 @@ impl Pump {
     fn succeeded(&mut self, id: DeliveryId, worked: Worked) {
         let Some(delivery) = self.deliveries.get_mut(id) else { return };
         if matches!(delivery.load, Load::Batch(_)) {
+            delivery.stage = Stage::Piping;
             if let Some(piping) = self.piping.get_mut(&id) {
                 piping.ended = true;
             }
@@ -206,7 +207,9 @@ impl Pump {
                 self.board.event(&Event::DeadLetter { document, version, kind: kind.to_owned(), error: message });
                 self.first_is_settled(id);
             }
-            stage @ (Stage::Waiting | Stage::Working(_) | Stage::Burying { .. }) => delivery.stage = stage,
+            stage @ (Stage::Waiting | Stage::Working(_) | Stage::Burying { .. } | Stage::Piping) => {
+                delivery.stage = stage
+            }
         }
     }
 
@@ -248,6 +251,7 @@ impl Pump {
         match self.piping.get_mut(&id).filter(|piping| !piping.ended) {
             Some(piping) => {
                 piping.open += 1;
+                piping.records += records.len();
                 self.outbox.push(Ticket::Pipe(id, reply), records);
             }
             None => reply.send(Err(log::Error::Closed { what: "batch" })),
@@ -271,7 +275,7 @@ impl Pump {
     /// acknowledged.
     fn check_piping(&mut self, id: DeliveryId) {
         let Some(piping) = self.piping.get(&id).filter(|piping| piping.ended && piping.open == 0) else { return };
-        let failed = piping.failed.clone();
+        let (failed, sent) = (piping.failed.clone(), usize::from(piping.records > 0));
         let Some(delivery) = self.deliveries.get(id) else { return };
         match failed {
             Some(error) if is_of_the_record(&error) => {
@@ -290,7 +294,7 @@ impl Pump {
                 for record in delivery.load.records() {
                     self.board.done();
                     let About { document, tombstone, .. } = About::of(record);
-                    self.board.event(&Event::Done { document, sent: 1, tombstone });
+                    self.board.event(&Event::Done { document, sent, tombstone });
                     if let Some(partition) = self.partitions.get_mut(&delivery.source) {
                         partition.settle(record.offset);
                     }
