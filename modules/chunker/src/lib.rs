@@ -35,7 +35,7 @@ impl Module for Chunker {
     type Config = Config;
     const NAME: &'static str = "chunker";
     const VERSION: &'static str = env!("CARGO_PKG_VERSION");
-    const DESCRIPTION: &'static str = "Cuts the body into chunks by size, along its structure";
+    const DESCRIPTION: &'static str = "Cuts the body into chunks by size, along its structure.";
 
     async fn open(config: Config, _step: &Step) -> Result<Self> {
         Ok(Self { config: config.checked().permanent()? })

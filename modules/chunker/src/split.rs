@@ -10,6 +10,16 @@ use crate::config::{Config, Unit};
 use crate::headings::Headings;
 use crate::sizer::Tokens;
 
+/// Least text that the splitter is shown at once, in bytes.
+const WINDOW: usize = 16 << 10;
+/// The same for Markdown, where a window may begin within a list or a block of code
+/// and not know it: most documents fit into one.
+const MARKDOWN_WINDOW: usize = 128 << 10;
+/// Chunks that a window has room for, at least.
+const CHUNKS_A_WINDOW: usize = 8;
+/// Bytes of a character or token, about, at most.
+const BYTES_A_UNIT: usize = 4;
+
 /// What a body is, beside its text.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Shape {
@@ -49,12 +59,43 @@ fn pieces<'a>(
 ) -> Result<Vec<(usize, &'a str)>, ChunkConfigError> {
     let settings =
         ChunkConfig::new(config.size).with_sizer(sizer).with_trim(config.trim).with_overlap(config.overlap)?;
-    let pieces: Vec<_> = if shape.markdown {
-        MarkdownSplitter::new(settings).chunk_indices(body).collect()
+    let window = WINDOW.max(config.size.saturating_mul(BYTES_A_UNIT).saturating_mul(CHUNKS_A_WINDOW));
+    Ok(in_order(if shape.markdown {
+        let splitter = MarkdownSplitter::new(settings);
+        windowed(body, window.max(MARKDOWN_WINDOW), |text| splitter.chunk_indices(text).collect())
     } else {
-        TextSplitter::new(settings).chunk_indices(body).collect()
-    };
-    Ok(in_order(pieces))
+        let splitter = TextSplitter::new(settings);
+        windowed(body, window, |text| splitter.chunk_indices(text).collect())
+    }))
+}
+
+/// Shows the splitter a window of the body at a time, since its time grows with the
+/// square of what it is shown. The last chunk of a window, which the window's end
+/// may have cut short, is made again as the first of the next.
+fn windowed<'a>(
+    body: &'a str,
+    window: usize,
+    split: impl Fn(&'a str) -> Vec<(usize, &'a str)>,
+) -> Vec<(usize, &'a str)> {
+    let mut all = Vec::new();
+    let mut start = 0;
+    while start < body.len() {
+        // At least one character, however long.
+        let end = body.ceil_char_boundary(start.saturating_add(window.max(1)));
+        let mut pieces: Vec<_> = split(&body[start..end]).into_iter().map(|(at, text)| (start + at, text)).collect();
+        pieces.sort_by_key(|(at, text)| (*at, Reverse(text.len())));
+        match pieces.last() {
+            Some(&(at, _)) if end < body.len() && at > start => {
+                pieces.retain(|(before, _)| *before < at);
+                start = at;
+            }
+            // One chunk, and then white space to the end of the window.
+            Some(&(at, text)) if end < body.len() => start = at + text.len(),
+            _ => start = end,
+        }
+        all.extend(pieces);
+    }
+    all
 }
 
 /// Chunks in order, both ends growing. White space alone says nothing and is left
@@ -74,6 +115,34 @@ fn in_order(mut pieces: Vec<(usize, &str)>) -> Vec<(usize, &str)> {
 
 #[cfg(test)]
 mod tests {
+    use text_splitter::{ChunkConfig, TextSplitter};
+
+    #[test]
+    fn windows_change_nothing_in_plain_text() {
+        let prose = "One sentence, of a few words. Another one!\nA line.\n\n".repeat(40) + &"x".repeat(900) + "   \n  ";
+        for (size, overlap) in [(50, 0), (50, 20), (120, 0), (7, 3)] {
+            let settings = ChunkConfig::new(size).with_overlap(overlap).unwrap();
+            let splitter = TextSplitter::new(settings);
+            let split = |text| splitter.chunk_indices(text).collect::<Vec<_>>();
+            let whole = super::in_order(split(prose.as_str()));
+            for window in [1000, 1500, 2999] {
+                let windowed = super::in_order(super::windowed(&prose, window, split));
+                assert_eq!(windowed, whole, "size {size}, overlap {overlap}, window {window}");
+            }
+        }
+    }
+
+    #[test]
+    fn windows_of_any_size_end() {
+        let body = "ab  \u{1f469}\u{200d}\u{1f467}".repeat(20) + &" ".repeat(50) + "end";
+        let splitter = TextSplitter::new(ChunkConfig::new(3));
+        for window in 0..40 {
+            let pieces = super::windowed(&body, window, |text| splitter.chunk_indices(text).collect());
+            let text: String = super::in_order(pieces).iter().map(|(_, text)| *text).collect();
+            assert_eq!(text.replace(' ', ""), body.replace(' ', ""), "window {window}");
+        }
+    }
+
     #[test]
     fn chunks_within_others_and_empty_ones_are_left_out() {
         let body = "abcdefgh  i";

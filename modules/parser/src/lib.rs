@@ -88,7 +88,7 @@ impl Module for Parser {
     const NAME: &'static str = "parser";
     const VERSION: &'static str = env!("CARGO_PKG_VERSION");
     const DESCRIPTION: &'static str =
-        "Reads text, title, authors and dates out of PDF, office, HTML, mail and text files";
+        "Reads text, title, authors and dates out of PDF, office, HTML, mail and text files.";
 
     async fn open(config: Config, _step: &Step) -> Result<Self> {
         Ok(Self::with_program(&config, pool::this_program()))
