@@ -11,7 +11,11 @@ use pipedoc_transport::open::LogUrl;
 /// through all its steps in this process. `engine` and `module` run the same
 /// pipeline as separate processes that find each other.
 #[derive(Debug, Parser)]
-#[command(name = "pipedoc", version, after_help = "Exit codes: 0 done; 1 failed while running; 2 refused, nothing was done; 130 interrupted.\n\nExamples:\n  pipedoc run examples/library\n  pipedoc run my-pipeline.yaml --in ~/papers --out results\n  pipedoc plan my-pipeline.yaml\n  pipedoc dlq list --data results/.pipedoc")]
+#[command(
+    name = "pipedoc",
+    version,
+    after_help = "Exit codes: 0 done; 1 failed while running; 2 refused, nothing was done; 130 interrupted.\n\nExamples:\n  pipedoc run examples/library\n  pipedoc run my-pipeline.yaml --in ~/papers --out results\n  pipedoc plan my-pipeline.yaml\n  pipedoc dlq list --data results/.pipedoc"
+)]
 pub struct Args {
     /// How results are shown: text for people, json for machines.
     #[arg(long, global = true, value_enum, default_value_t = OutputFormat::Text, env = "PIPEDOC_OUTPUT")]

@@ -10,7 +10,7 @@ use pipedoc_transport::open::LogUrl;
 /// Opens the log that was named, or the file in the data folder.
 pub async fn log(url: Option<&LogUrl>, data: &Path) -> anyhow::Result<Arc<dyn Log>> {
     let default = LogUrl::Sqlite(data.join("log.db"));
-    Ok(pipedoc_transport::open::open(url.unwrap_or(&default)).await?)
+    Ok(url.unwrap_or(&default).open().await?)
 }
 
 /// As [`log`], for commands that only look: a log file that is not there is an
@@ -34,9 +34,10 @@ pub async fn engine(address: &str) -> anyhow::Result<tonic::transport::Channel> 
 /// Turns a gRPC status into an error that people can read.
 pub fn said(status: tonic::Status) -> anyhow::Error {
     match status.code() {
-        tonic::Code::InvalidArgument | tonic::Code::NotFound | tonic::Code::FailedPrecondition | tonic::Code::Unimplemented => {
-            crate::exit::Refused(status.message().to_owned()).into()
-        }
+        tonic::Code::InvalidArgument
+        | tonic::Code::NotFound
+        | tonic::Code::FailedPrecondition
+        | tonic::Code::Unimplemented => crate::exit::Refused(status.message().to_owned()).into(),
         code => anyhow::anyhow!("the engine answered {code:?}: {}", status.message()),
     }
 }

@@ -8,6 +8,7 @@ use pipedoc_transport::log::{ConsumerConfig, Ends, Event, Log, Record, Start, Su
 use serde::Serialize;
 
 use crate::args::{DlqListArgs, OutputFormat};
+use crate::show::say;
 use crate::{connect, show};
 
 /// A dead letter as it is listed.
@@ -48,8 +49,8 @@ pub async fn list(args: DlqListArgs, output: OutputFormat) -> anyhow::Result<Exi
     }
     letters.sort_by(|a, b| a.failed_at.cmp(&b.failed_at));
     match output {
-        OutputFormat::Json => println!("{}", serde_json::to_string_pretty(&letters)?),
-        OutputFormat::Text if letters.is_empty() => println!("no dead letters"),
+        OutputFormat::Json => say!("{}", serde_json::to_string_pretty(&letters)?),
+        OutputFormat::Text if letters.is_empty() => say!("no dead letters"),
         OutputFormat::Text => {
             let rows: Vec<_> = letters.iter().map(DeadLetter::row).collect();
             show::table(&["FAILED AT", "STEP", "DOCUMENT", "TRIES", "KIND", "REASON"], &rows);

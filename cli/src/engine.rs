@@ -4,11 +4,12 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::Context;
-use pipedoc_engine::engine::{Engine, EngineConfig};
 use pipedoc_engine::store::folder::FolderStore;
+use pipedoc_engine::{Engine, EngineConfig};
 use pipedoc_model::names::ClusterName;
 use pipedoc_sdk::process::Signals;
 use pipedoc_telemetry::TelemetryConfig;
+use pipedoc_transport::objects::Objects;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
@@ -22,6 +23,7 @@ pub async fn main(args: EngineArgs) -> anyhow::Result<ExitCode> {
     std::fs::create_dir_all(&args.data).with_context(|| format!("making data folder {}", args.data.display()))?;
     let store = FolderStore::open(cluster.clone(), &args.pipelines, &args.data).await?;
     let log = connect::log(args.log.as_ref(), &args.data).await?;
+    let objects = Objects::local(&args.data.join("objects"))?;
     let listener = TcpListener::bind(args.listen)
         .await
         .with_context(|| format!("listening on {}; give another --listen when it is taken", args.listen))?;
@@ -31,6 +33,7 @@ pub async fn main(args: EngineArgs) -> anyhow::Result<ExitCode> {
         cluster: cluster.clone(),
         store: Arc::new(store),
         log,
+        objects: Arc::new(objects),
         variables: args.variables.into_iter().collect(),
     });
     tracing::info!(%cluster, %address, pipelines = %args.pipelines.display(), "the engine serves");

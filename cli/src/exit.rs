@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use crate::args::OutputFormat;
+use crate::show::say;
 
 /// Something failed while it ran: the log, the network, a step.
 pub const FAILED: u8 = 1;
@@ -19,7 +20,9 @@ pub struct Refused(pub String);
 /// Shows an error with all its causes and gives the exit code for it.
 pub fn report(error: &anyhow::Error, output: OutputFormat) -> ExitCode {
     let refused = error.chain().any(|cause| {
-        cause.is::<Refused>() || cause.is::<pipedoc_model::problem::Problems>() || cause.is::<pipedoc_model::names::Error>()
+        cause.is::<Refused>()
+            || cause.is::<pipedoc_model::problem::Problems>()
+            || cause.is::<pipedoc_model::names::Error>()
     });
     let code = if refused { REFUSED } else { FAILED };
     let problems = error.chain().find_map(|cause| cause.downcast_ref::<pipedoc_model::problem::Problems>());
@@ -27,9 +30,11 @@ pub fn report(error: &anyhow::Error, output: OutputFormat) -> ExitCode {
         (OutputFormat::Json, problems) => {
             let value = match problems {
                 Some(problems) => serde_json::json!({"error": "refused", "problems": problems.0}),
-                None => serde_json::json!({"error": error.to_string(), "causes": error.chain().skip(1).map(ToString::to_string).collect::<Vec<_>>()}),
+                None => {
+                    serde_json::json!({"error": error.to_string(), "causes": error.chain().skip(1).map(ToString::to_string).collect::<Vec<_>>()})
+                }
             };
-            println!("{value}");
+            say!("{value}");
         }
         (OutputFormat::Text, Some(problems)) => {
             for problem in &problems.0 {

@@ -10,6 +10,7 @@ use pipedoc_model::names::ModuleName;
 
 use crate::args::NewModuleArgs;
 use crate::exit::Refused;
+use crate::show::say;
 
 /// What a new module is made of: file name and text, `{…}` to be filled in.
 const FILES: [(&str, &str); 5] = [
@@ -36,14 +37,15 @@ pub fn module(args: &NewModuleArgs) -> anyhow::Result<ExitCode> {
         if let Some(parent) = path.parent() {
             std::fs::create_dir_all(parent).with_context(|| format!("making {}", parent.display()))?;
         }
-        std::fs::write(&path, fill(template, &name, &checkout)?).with_context(|| format!("writing {}", path.display()))?;
+        std::fs::write(&path, fill(template, &name, &checkout)?)
+            .with_context(|| format!("writing {}", path.display()))?;
     }
     // The versions that the SDK was tested with; cargo drops what the module does not need.
     let lock = checkout.join("Cargo.lock");
     if lock.is_file() {
         std::fs::copy(&lock, folder.join("Cargo.lock")).with_context(|| format!("copying {}", lock.display()))?;
     }
-    println!("made {name}; next:\n  cd {name}\n  cargo test\n  cargo run -- --help");
+    say!("made {name}; next:\n  cd {name}\n  cargo test\n  cargo run -- --help");
     Ok(ExitCode::SUCCESS)
 }
 
@@ -72,9 +74,15 @@ fn find_checkout(given: Option<&Path>) -> anyhow::Result<PathBuf> {
         let given = std::path::absolute(given)?;
         // Both the checkout and its `sdk` folder are understood.
         let candidates = [Some(given.as_path()), given.parent()];
-        return candidates.into_iter().flatten().find(|folder| is_checkout(folder)).map(Path::to_owned).ok_or_else(|| {
-            Refused(format!("{} is no PipeDoc checkout: there is no sdk/Cargo.toml of pipedoc-sdk in it", given.display())).into()
-        });
+        return candidates.into_iter().flatten().find(|folder| is_checkout(folder)).map(Path::to_owned).ok_or_else(
+            || {
+                Refused(format!(
+                    "{} is no PipeDoc checkout: there is no sdk/Cargo.toml of pipedoc-sdk in it",
+                    given.display()
+                ))
+                .into()
+            },
+        );
     }
     let binary = std::env::current_exe().ok().and_then(|path| path.canonicalize().ok());
     let places = [std::env::current_dir().ok(), binary];

@@ -11,6 +11,7 @@ use pipedoc_proto::v1::pipeline_control_client::PipelineControlClient;
 use pipedoc_proto::v1::{self, ApplyRequest};
 
 use crate::args::{ApplyArgs, OutputFormat, PlanArgs};
+use crate::show::say;
 use crate::{connect, load, modules, show};
 
 /// Runs `plan`.
@@ -31,7 +32,7 @@ pub fn main(args: PlanArgs, output: OutputFormat) -> anyhow::Result<ExitCode> {
                 .iter()
                 .map(|topic| serde_json::json!({"topic": topic.topic.as_str(), "partitions": topic.partitions}))
                 .collect();
-            println!("{}", serde_json::to_string_pretty(&serde_json::json!({"steps": steps, "topics": topics}))?);
+            say!("{}", serde_json::to_string_pretty(&serde_json::json!({"steps": steps, "topics": topics}))?);
         }
         OutputFormat::Text => {
             let rows: Vec<_> = plan
@@ -51,7 +52,7 @@ pub fn main(args: PlanArgs, output: OutputFormat) -> anyhow::Result<ExitCode> {
                 })
                 .collect();
             show::table(&["STEP", "MODULE", "READS", "WRITES"], &rows);
-            println!();
+            say!("");
             let rows: Vec<_> =
                 plan.topics.iter().map(|topic| vec![topic.topic.to_string(), topic.partitions.to_string()]).collect();
             show::table(&["TOPIC", "PARTITIONS"], &rows);
@@ -67,7 +68,8 @@ fn list(names: &[String]) -> String {
 /// Runs `apply`.
 pub async fn apply(args: ApplyArgs, output: OutputFormat) -> anyhow::Result<ExitCode> {
     let file = load::read(&args.pipeline)?;
-    let variables: HashMap<_, _> = load::variables(&file, None, Path::new("out"), &args.variables)?.into_iter().collect();
+    let variables: HashMap<_, _> =
+        load::variables(&file, None, Path::new("out"), &args.variables)?.into_iter().collect();
     let request = ApplyRequest {
         text: file.text,
         file: file.path.display().to_string(),
@@ -84,13 +86,13 @@ pub async fn apply(args: ApplyArgs, output: OutputFormat) -> anyhow::Result<Exit
         return Err(Problems(answer.errors.iter().map(problem).collect()).into());
     }
     match output {
-        OutputFormat::Json => println!(
+        OutputFormat::Json => say!(
             "{}",
             serde_json::json!({"pipeline": answer.pipeline, "revision": answer.revision, "generation": answer.generation, "dry_run": args.dry_run})
         ),
-        OutputFormat::Text if args.dry_run => println!("pipeline {} is good; nothing was changed", answer.pipeline),
+        OutputFormat::Text if args.dry_run => say!("pipeline {} is good; nothing was changed", answer.pipeline),
         OutputFormat::Text => {
-            println!("pipeline {} is revision {} (generation {})", answer.pipeline, answer.revision, answer.generation);
+            say!("pipeline {} is revision {} (generation {})", answer.pipeline, answer.revision, answer.generation);
         }
     }
     Ok(ExitCode::SUCCESS)

@@ -1,4 +1,20 @@
-//! Shows rows as a table that fits the text.
+//! Writes to standard output: lines, and rows as a table that fits the text.
+
+use std::io::Write;
+
+/// Writes a line to standard output, as `println!` does, but without a panic when
+/// nobody reads on (`pipedoc … | head`).
+macro_rules! say {
+    ($($text:tt)*) => {
+        $crate::show::line(&format!($($text)*))
+    };
+}
+pub(crate) use say;
+
+/// Writes a line to standard output. A reader that has gone away is no error of ours.
+pub fn line(text: &str) {
+    let _ = writeln!(std::io::stdout(), "{text}");
+}
 
 /// Prints a table: columns as wide as their widest cell, the last one as it is.
 pub fn table(heads: &[&str], rows: &[Vec<String>]) {
@@ -8,7 +24,7 @@ pub fn table(heads: &[&str], rows: &[Vec<String>]) {
             *width = (*width).max(cell.chars().count());
         }
     }
-    let line = |cells: Vec<&str>| {
+    let row = |cells: Vec<&str>| {
         let last = cells.len().saturating_sub(1);
         let mut text = String::new();
         for (n, (cell, width)) in cells.iter().zip(&widths).enumerate() {
@@ -17,17 +33,12 @@ pub fn table(heads: &[&str], rows: &[Vec<String>]) {
                 text.push_str(&" ".repeat(width.saturating_sub(cell.chars().count()) + 2));
             }
         }
-        println!("{}", text.trim_end());
+        self::line(text.trim_end());
     };
-    line(heads.to_vec());
-    for row in rows {
-        line(row.iter().map(String::as_str).collect());
+    row(heads.to_vec());
+    for cells in rows {
+        row(cells.iter().map(String::as_str).collect());
     }
-}
-
-/// A time as people read it, from milliseconds since the epoch.
-pub fn time(millis: i64) -> String {
-    pipedoc_model::headers::format_time(millis)
 }
 
 /// The first line of a text, cut to `width` characters.

@@ -6,6 +6,7 @@ use pipedoc_proto::v1::pipeline_control_client::PipelineControlClient;
 use pipedoc_proto::v1::{StatusRequest, StatusResponse, StepState, StepType};
 
 use crate::args::{EngineAddress, OutputFormat};
+use crate::show::say;
 use crate::{connect, plan, show};
 
 /// Runs the command.
@@ -16,7 +17,7 @@ pub async fn main(args: EngineAddress, output: OutputFormat) -> anyhow::Result<E
         OutputFormat::Json => {
             let bytes = prost::Message::encode_to_vec(&status);
             let value = pipedoc_proto::json::message_to_json("pipedoc.v1.StatusResponse", &bytes)?;
-            println!("{value}");
+            say!("{value}");
         }
         OutputFormat::Text => print(&status),
     }
@@ -24,12 +25,12 @@ pub async fn main(args: EngineAddress, output: OutputFormat) -> anyhow::Result<E
 }
 
 fn print(status: &StatusResponse) {
-    println!("cluster {}, generation {}", status.cluster, status.generation);
+    say!("cluster {}, generation {}", status.cluster, status.generation);
     for problem in &status.problems {
-        println!("problem: {}", plan::problem(problem));
+        say!("problem: {}", plan::problem(problem));
     }
     for pipeline in &status.pipelines {
-        println!("\npipeline {}, revision {}", pipeline.pipeline, pipeline.revision);
+        say!("\npipeline {}, revision {}", pipeline.pipeline, pipeline.revision);
         let rows: Vec<_> = pipeline
             .steps
             .iter()
@@ -53,7 +54,7 @@ fn print(status: &StatusResponse) {
         show::table(&heads, &rows);
     }
     if !status.instances.is_empty() {
-        println!();
+        say!("");
         let rows: Vec<_> = status
             .instances
             .iter()
@@ -72,7 +73,7 @@ fn print(status: &StatusResponse) {
         show::table(&["INSTANCE", "MODULE", "VERSION", "GENERATION", "PARTITIONS", "ENDPOINT"], &rows);
     }
     if status.pipelines.is_empty() {
-        println!("no pipelines; apply one with `pipedoc apply FILE`");
+        say!("no pipelines; apply one with `pipedoc apply FILE`");
     }
 }
 

@@ -24,6 +24,7 @@ use tonic::transport::Channel;
 
 use crate::args::{OutputFormat, SubmitArgs};
 use crate::exit::Refused;
+use crate::show::say;
 use crate::{connect, modules};
 
 /// Runs the command.
@@ -43,7 +44,8 @@ pub async fn main(args: SubmitArgs, output: OutputFormat) -> anyhow::Result<Exit
         wait_for_results: false,
     };
     let sent = Instant::now();
-    let mut client = IntakeClient::new(channel).max_encoding_message_size(MAX_MESSAGE).max_decoding_message_size(MAX_MESSAGE);
+    let mut client =
+        IntakeClient::new(channel).max_encoding_message_size(MAX_MESSAGE).max_decoding_message_size(MAX_MESSAGE);
     let reports = client.submit(request).await.map_err(connect::said)?.into_inner().reports;
     let failed = reports.iter().any(|report| !report.error.is_empty());
     if output == OutputFormat::Text {
@@ -59,7 +61,7 @@ pub async fn main(args: SubmitArgs, output: OutputFormat) -> anyhow::Result<Exit
     }
     if output == OutputFormat::Json {
         let reports: Vec<_> = reports.iter().map(report_json).collect();
-        println!("{}", serde_json::json!({"reports": reports, "hops": hops, "arrived": arrived}));
+        say!("{}", serde_json::json!({"reports": reports, "hops": hops, "arrived": arrived}));
     }
     if !arrived {
         eprintln!("not everything arrived within {} s; `pipedoc status` tells which step waits", args.timeout);
@@ -96,7 +98,7 @@ fn document(file: &Path, id: Option<&str>) -> anyhow::Result<PipeDoc> {
 
 fn say(report: &DeliveryReport, took: Duration) {
     if report.error.is_empty() {
-        println!(
+        say!(
             "{}: accepted as {}[{}]@{} after {:.1} ms (stream {})",
             report.document_id,
             report.topic,
@@ -106,7 +108,7 @@ fn say(report: &DeliveryReport, took: Duration) {
             report.stream_id
         );
     } else {
-        println!("{}: refused: {}", report.document_id, report.error);
+        say!("{}: refused: {}", report.document_id, report.error);
     }
 }
 
@@ -149,8 +151,10 @@ impl Follower {
         let pipeline = client.get(get).await.map_err(connect::said)?.into_inner();
         let status = client.status(StatusRequest::default()).await.map_err(connect::said)?.into_inner();
         let variables: BTreeMap<_, _> = pipeline.variables.into_iter().collect();
-        let parsed = pipedoc_model::pipeline::parse(&pipeline.text, &args.pipeline, &variables, &modules::known(), false)?;
-        let steps = pipedoc_model::plan::plan(&ClusterName::new(&status.cluster)?, &[parsed.config], &Default::default()).steps;
+        let parsed =
+            pipedoc_model::pipeline::parse(&pipeline.text, &args.pipeline, &variables, &modules::known(), false)?;
+        let steps =
+            pipedoc_model::plan::plan(&ClusterName::new(&status.cluster)?, &[parsed.config], &Default::default()).steps;
 
         let log = connect::existing_log(args.log.as_ref(), &args.data).await?;
         let mut assigned = Vec::new();
@@ -199,7 +203,7 @@ impl Follower {
                         };
                         if output == OutputFormat::Text {
                             let what = if hop.dead_letter { "dead letter of" } else { "waits for" };
-                            println!("{:>6} ms  {} {what} {} in {}[{}]@{}", hop.written_ms, hop.document, hop.step, hop.topic, hop.partition, hop.offset);
+                            say!("{:>6} ms  {} {what} {} in {}[{}]@{}", hop.written_ms, hop.document, hop.step, hop.topic, hop.partition, hop.offset);
                         }
                         if !hop.dead_letter {
                             for step in self.steps.iter().filter(|step| topics(step).contains(&batch.source.topic)) {
@@ -222,7 +226,11 @@ impl Follower {
     }
 
     /// Removes what was committed meanwhile.
-    async fn settle(&self, open: &mut BTreeMap<(String, TopicPartition), i64>, output: OutputFormat) -> anyhow::Result<()> {
+    async fn settle(
+        &self,
+        open: &mut BTreeMap<(String, TopicPartition), i64>,
+        output: OutputFormat,
+    ) -> anyhow::Result<()> {
         let groups: BTreeSet<String> = open.keys().map(|(group, _)| group.clone()).collect();
         for group in groups {
             let committed = self.log.group_offsets(&group).await?;
@@ -238,7 +246,7 @@ impl Follower {
                 let step = self.steps.iter().find(|step| step.group == group);
                 if let (Some(step), OutputFormat::Text) = (step, output) {
                     let what = if step.step_type == StepType::Sink { "stored by" } else { "done in" };
-                    println!("{:>6} ms  {what} {}", time_now() - self.began, step.id.step);
+                    say!("{:>6} ms  {what} {}", time_now() - self.began, step.id.step);
                 }
             }
         }

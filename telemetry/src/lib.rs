@@ -88,11 +88,11 @@ impl TelemetryConfig {
         Self { service: service.into(), format: Format::Text, filter: None, default_filter: DEFAULT_FILTER }
     }
 
-    /// For a command that shows its progress itself: warnings only, unless the
-    /// filter says otherwise.
+    /// For a command that shows its progress and sums up itself: errors only, unless
+    /// the filter says otherwise.
     #[must_use]
     pub fn quiet(service: impl Into<String>) -> Self {
-        Self { default_filter: "warn", ..Self::new(service) }
+        Self { default_filter: "error", ..Self::new(service) }
     }
 }
 

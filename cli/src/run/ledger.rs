@@ -182,10 +182,7 @@ mod tests {
         ledger.event(&step("files"), &Event::Deleted { document: "gone".into() });
         ledger.event(&step("store"), &Event::Done { document: "gone".into(), sent: 0, tombstone: true });
         let counts = ledger.counts();
-        assert_eq!(
-            counts,
-            Counts { found: 5, delivered: 1, unchanged: 1, filtered: 1, dead_letters: 2, deleted: 1 }
-        );
+        assert_eq!(counts, Counts { found: 5, delivered: 1, unchanged: 1, filtered: 1, dead_letters: 2, deleted: 1 });
         assert_eq!(ledger.dead_letters().len(), 3);
     }
 }

@@ -19,6 +19,7 @@ use pipedoc_model::names::{ClusterName, Generation};
 use pipedoc_model::problem::Problem;
 use pipedoc_model::step::{StepPlan, StepType};
 use pipedoc_sdk::instance::{Instance, InstanceConfig, StepState, StepStatus};
+use pipedoc_sdk::process::Signals;
 use pipedoc_transport::log::Log;
 use tokio_util::sync::CancellationToken;
 
@@ -27,6 +28,7 @@ use self::ledger::{Counts, Ledger};
 use self::progress::Progress;
 use crate::args::{OutputFormat, RunArgs};
 use crate::exit::{self, Refused};
+use crate::show::say;
 use crate::{connect, load, modules};
 
 /// How long steps may finish what is in flight when the run is interrupted.
@@ -40,7 +42,7 @@ pub async fn main(args: RunArgs, output: OutputFormat) -> anyhow::Result<ExitCod
     let (steps, topics) = plan(&args)?;
     preflight(&steps).await?;
     let data = DataFolder::take(args.data.clone().unwrap_or_else(|| args.out.join(".pipedoc")), &args.out)?;
-    let _telemetry = pipedoc_telemetry::init(&pipedoc_telemetry::TelemetryConfig::quiet("pipedoc"));
+    let _telemetry = pipedoc_telemetry::init(&pipedoc_telemetry::TelemetryConfig::quiet("pipedoc"))?;
 
     let log = connect::log(args.log.as_ref(), &data.path).await?;
     pipedoc_engine::topics::ensure(log.as_ref(), &topics).await.context("making the topics")?;
@@ -61,7 +63,8 @@ pub async fn main(args: RunArgs, output: OutputFormat) -> anyhow::Result<ExitCod
     });
     instance.apply(Generation(1), steps.clone());
 
-    let ended = follow(&instance, log.as_ref(), &steps, &ledger, args.watch).await;
+    let mut signals = Signals::new()?;
+    let ended = follow(&instance, log.as_ref(), &steps, &ledger, args.watch, &mut signals).await;
     instance.stop(STOP_GRACE).await;
     finish(&steps)?;
     drop(instance);
@@ -156,14 +159,16 @@ impl DataFolder {
     /// Makes the folder and takes its lock.
     fn take(path: PathBuf, out: &Path) -> anyhow::Result<Self> {
         use fs4::fs_std::FileExt;
-        std::fs::create_dir_all(out)
-            .and_then(|()| std::fs::create_dir_all(&path))
-            .map_err(|error| Refused(format!("folder {} cannot be made: {error}; check its permissions", path.display())))?;
+        std::fs::create_dir_all(out).and_then(|()| std::fs::create_dir_all(&path)).map_err(|error| {
+            Refused(format!("folder {} cannot be made: {error}; check its permissions", path.display()))
+        })?;
         let file = path.join("run.lock");
-        let lock = File::create(&file)
-            .map_err(|error| Refused(format!("{} cannot be written: {error}; check the folder's permissions", file.display())))?;
+        let lock = File::create(&file).map_err(|error| {
+            Refused(format!("{} cannot be written: {error}; check the folder's permissions", file.display()))
+        })?;
         if !lock.try_lock_exclusive().unwrap_or(false) {
-            let message = format!("another `pipedoc run` is at work in {}; wait for it or give another --out", path.display());
+            let message =
+                format!("another `pipedoc run` is at work in {}; wait for it or give another --out", path.display());
             return Err(Refused(message).into());
         }
         Ok(Self { path, _lock: lock })
@@ -178,14 +183,20 @@ enum Ended {
 }
 
 /// Shows progress until the end, an interruption, or a step that cannot go on.
-async fn follow(instance: &Instance, log: &dyn Log, steps: &[StepPlan], ledger: &Ledger, stay: bool) -> Ended {
+async fn follow(
+    instance: &Instance,
+    log: &dyn Log,
+    steps: &[StepPlan],
+    ledger: &Ledger,
+    stay: bool,
+    signals: &mut Signals,
+) -> Ended {
     let mut progress = Progress::start(steps);
     let mut drain = Drain::new();
-    let mut interrupted = std::pin::pin!(interrupt());
     let mut tick = tokio::time::interval(TICK);
     let ended = loop {
         tokio::select! {
-            () = &mut interrupted => break Ended::Interrupted,
+            _ = signals.next() => break Ended::Interrupted,
             _ = tick.tick() => {}
         }
         let statuses = instance.status();
@@ -210,32 +221,22 @@ async fn follow(instance: &Instance, log: &dyn Log, steps: &[StepPlan], ledger: 
 /// Why a step cannot go on, if one cannot.
 fn failed(statuses: &[StepStatus]) -> Option<String> {
     let step = statuses.iter().find(|status| status.state == StepState::Failed)?;
-    Some(format!("step {} failed: {}", step.id.step, step.last_error.as_deref().unwrap_or("no reason given")))
+    Some(format!("step {} failed: {}", step.id.step, step.last_error))
 }
 
 fn connectors_completed(steps: &[StepPlan], statuses: &[StepStatus]) -> bool {
-    steps.iter().filter(|step| step.step_type == StepType::Connector).all(|step| {
-        statuses.iter().any(|status| status.id == step.id && status.state == StepState::Completed)
-    })
-}
-
-/// Resolves at SIGINT or SIGTERM.
-async fn interrupt() {
-    use tokio::signal::unix::{SignalKind, signal};
-    let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate())) else {
-        return std::future::pending().await;
-    };
-    tokio::select! {
-        _ = interrupt.recv() => {}
-        _ = terminate.recv() => {}
-    }
+    steps
+        .iter()
+        .filter(|step| step.step_type == StepType::Connector)
+        .all(|step| statuses.iter().any(|status| status.id == step.id && status.state == StepState::Completed))
 }
 
 /// Merges what sinks wrote in parts.
 fn finish(steps: &[StepPlan]) -> anyhow::Result<()> {
     let name = <pipedoc_object_sink::ObjectSink as pipedoc_sdk::module::Module>::NAME;
     for step in steps.iter().filter(|step| step.module.as_str() == name) {
-        pipedoc_object_sink::finish(&step.config).with_context(|| format!("merging what step {} wrote", step.id.step))?;
+        pipedoc_object_sink::finish(&step.config)
+            .with_context(|| format!("merging what step {} wrote", step.id.step))?;
     }
     Ok(())
 }
@@ -256,22 +257,22 @@ impl Report {
                 if let serde_json::Value::Object(fields) = &mut value {
                     fields.insert("out".into(), self.out.display().to_string().into());
                 }
-                println!("{value}");
+                say!("{value}");
             }
             OutputFormat::Text => {
-                println!("{} in {:.1} s", self.line(), self.took.as_secs_f64());
+                say!("{} in {:.1} s", self.line(), self.took.as_secs_f64());
                 let dead = ledger.dead_letters();
                 if !dead.is_empty() {
-                    println!("\ngiven up on (dead letters):");
+                    say!("\ngiven up on (dead letters):");
                     for letter in dead.iter().take(20) {
-                        println!("  {}: {} [{}, {}]", letter.document, letter.error, letter.step, letter.kind);
+                        say!("  {}: {} [{}, {}]", letter.document, letter.error, letter.step, letter.kind);
                     }
                     if dead.len() > 20 {
-                        println!("  … and more");
+                        say!("  … and more");
                     }
-                    println!("  see them all: pipedoc dlq list --data {}", self.out.join(".pipedoc").display());
+                    say!("  see them all: pipedoc dlq list --data {}", self.out.join(".pipedoc").display());
                 }
-                println!("\nresults: {}", self.out.display());
+                say!("\nresults: {}", self.out.display());
             }
         }
     }

@@ -68,7 +68,8 @@ impl Progress {
                 *last = Instant::now();
                 let steps: Vec<_> =
                     statuses.iter().map(|status| format!("{} {}", status.id.step, status.done)).collect();
-                let line = format!("found {}, dead letters {}; done: {}", counts.found, counts.dead_letters, steps.join(", "));
+                let line =
+                    format!("found {}, dead letters {}; done: {}", counts.found, counts.dead_letters, steps.join(", "));
                 if line != *said {
                     eprintln!("{line}");
                     *said = line;

@@ -82,9 +82,9 @@ pub enum Error {
         store: String,
         /// The object's key.
         key: String,
-        /// The cause.
+        /// The cause; boxed, for it is large.
         #[source]
-        source: object_store::Error,
+        source: Box<object_store::Error>,
     },
 }
 
@@ -96,7 +96,7 @@ impl Error {
             // A folder may be mounted again, a store may come back.
             Self::Folder { .. } | Self::Full { .. } => true,
             Self::Store { source, .. } => !matches!(
-                source,
+                **source,
                 object_store::Error::NotSupported { .. }
                     | object_store::Error::NotImplemented { .. }
                     | object_store::Error::InvalidPath { .. }
@@ -151,7 +151,10 @@ impl Objects {
         match store.put(&path, payload.into()).await {
             Ok(_) => Ok(claim),
             Err(error) if is_full(&error) => Err(Error::Full { path: self.folder.clone() }),
-            Err(source) => Err(Error::Store { operation: "writing", store: claim.store, key: claim.key, source }),
+            Err(source) => {
+                let source = Box::new(source);
+                Err(Error::Store { operation: "writing", store: claim.store, key: claim.key, source })
+            }
         }
     }
 
@@ -165,7 +168,10 @@ impl Objects {
             object_store::Error::NotFound { .. } => {
                 Error::Missing { store: claim.store.clone(), key: claim.key.clone() }
             }
-            source => Error::Store { operation: "reading", store: claim.store.clone(), key: claim.key.clone(), source },
+            source => {
+                let source = Box::new(source);
+                Error::Store { operation: "reading", store: claim.store.clone(), key: claim.key.clone(), source }
+            }
         };
         let damaged = |what| Error::Damaged { store: claim.store.clone(), key: claim.key.clone(), what };
         let found = store.get(&path).await.map_err(fail)?;
