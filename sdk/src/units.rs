@@ -106,7 +106,7 @@ fn parse(text: &str, units: &[(&str, u64)]) -> Option<u64> {
 
 /// In the largest unit that says it exactly.
 fn show(number: u64, units: &[(&str, u64)]) -> String {
-    let exact = units.iter().filter(|(_, factor)| number.is_multiple_of(**factor) && number >= *factor);
+    let exact = units.iter().filter(|(_, factor)| number.is_multiple_of(*factor) && number >= *factor);
     match exact.max_by_key(|(_, factor)| *factor) {
         Some((unit, factor)) => format!("{}{unit}", number / factor),
         None => format!("0{}", units.iter().min_by_key(|(_, factor)| *factor).map_or("", |(unit, _)| unit)),
