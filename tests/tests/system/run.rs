@@ -117,9 +117,7 @@ fn the_library_example_delivers_all_but_the_two_broken_files() {
         let body = doc["body"].as_str().unwrap_or_default();
         assert!(!body.is_empty(), "{id} has no body");
         for chunk in doc["chunks"].as_array().unwrap_or_else(|| panic!("{id} has no chunks")) {
-            let offset = |name: &str| {
-                chunk["span"][name].as_str().map_or(0, |number| number.parse::<usize>().unwrap())
-            };
+            let offset = |name: &str| chunk["span"][name].as_str().map_or(0, |number| number.parse::<usize>().unwrap());
             assert_eq!(chunk["text"].as_str().unwrap(), &body[offset("start")..offset("end")], "{id}");
         }
     }
@@ -189,15 +187,14 @@ fn a_bad_document_is_one_dead_letter_and_is_tried_again_only_when_asked() {
 fn killed_at_any_moment_it_goes_on_and_nothing_is_missing_or_double() {
     let desk = Desk::new();
     for n in 0..300 {
-        desk.write(&format!("d{}/f{n}.md", n % 7), &format!("# Title {n}\n\n{}", "words and more words. ".repeat(n % 40)));
+        desk.write(
+            &format!("d{}/f{n}.md", n % 7),
+            &format!("# Title {n}\n\n{}", "words and more words. ".repeat(n % 40)),
+        );
     }
     for round in 0..10_u64 {
-        let mut child = desk
-            .command(&[])
-            .stdout(std::process::Stdio::null())
-            .stderr(std::process::Stdio::null())
-            .spawn()
-            .unwrap();
+        let mut child =
+            desk.command(&[]).stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null()).spawn().unwrap();
         // Spread over the start, the middle and the end of a run.
         std::thread::sleep(Duration::from_millis(60 + round * 170));
         let _ = child.kill();
@@ -226,7 +223,10 @@ fn bad_setups_are_refused_with_a_clear_error_and_nothing_half_done() {
         ("duplicate key", format!("{good}pipeline: again\n"), &["pipeline", "duplicate"]),
         (
             "cycle without max_hops",
-            good.replace("config: {size: 200}, outputs: [{to: store}]", "config: {size: 200}, outputs: [{to: store}, {to: parse}]"),
+            good.replace(
+                "config: {size: 200}, outputs: [{to: store}]",
+                "config: {size: 200}, outputs: [{to: store}, {to: parse}]",
+            ),
             &["cycle", "max_hops"],
         ),
         ("two steps of one name", good.replace("name: chunk,", "name: parse,"), &["parse"]),
@@ -287,7 +287,8 @@ fn only_one_run_works_in_a_data_folder() {
     for n in 0..200 {
         desk.write(&format!("f{n}.txt"), "text");
     }
-    let mut first = desk.command(&[]).stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null()).spawn().unwrap();
+    let mut first =
+        desk.command(&[]).stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null()).spawn().unwrap();
     let lock = desk.path("out/.pipedoc/run.lock");
     pipedoc_tests::bed::wait_for("the first run has begun", Duration::from_secs(20), || lock.exists().then_some(()));
     let second = desk.command(&["--output", "text"]).output().unwrap();
