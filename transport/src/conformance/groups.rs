@@ -166,3 +166,56 @@ pub async fn a_closed_consumer_frees_its_partitions_at_once(bed: &dyn Bed) {
     second.until("all partitions again", |reader| reader.assigned.len() == 2).await;
     second.close().await;
 }
+
+pub async fn nothing_is_lost_while_members_come_and_go(bed: &dyn Bed) {
+    const TOTAL: usize = 1200;
+    let log = bed.open().await;
+    let topic = new_topic(&*log, "churn", 4).await;
+    let group = fresh("g");
+    let producer = log.producer(Default::default()).await.unwrap();
+    let mut members: Vec<Reader> = Vec::new();
+    let mut seen = std::collections::BTreeSet::new();
+    let mut done = std::collections::BTreeMap::new();
+    let mut sent = 0;
+    let deadline = tokio::time::Instant::now() + 3 * bed.patience();
+    while seen.len() < TOTAL {
+        assert!(tokio::time::Instant::now() < deadline, "{} of {TOTAL} records came", seen.len());
+        if sent < TOTAL {
+            let batch = (sent..sent + 20).map(|n| record(&topic, (n % 4) as i32, n.to_string()));
+            assert!(producer.send(batch.collect()).await.unwrap().await.iter().all(Result::is_ok));
+            // Somebody joins or leaves at each fifth of the way.
+            if sent % (TOTAL / 5) == 0 {
+                if members.len() < 2 || sent % (TOTAL * 2 / 5) == 0 {
+                    members.push(Reader::open(bed, &*bed.open().await, in_group(&group, &[&topic])).await);
+                } else {
+                    members.remove(0).close().await;
+                }
+            }
+            sent += 20;
+        }
+        for member in &mut members {
+            member.step(Duration::from_millis(5)).await;
+            let mut commits = std::collections::BTreeMap::new();
+            for (source, record) in member.records.drain(..) {
+                seen.insert(text(&record).parse::<usize>().unwrap());
+                commits.insert(source, record.offset + 1);
+            }
+            let commit = |(source, offset)| Commit { source, offset, metadata: String::new() };
+            match member.consumer.commit(commits.clone().into_iter().map(commit).collect()).await {
+                Ok(()) => {
+                    for (source, offset) in commits {
+                        let before = done.insert(source.clone(), offset).unwrap_or(0);
+                        assert!(before <= offset, "{source} went back from {before} to {offset}");
+                    }
+                }
+                // Another has it by now, and gets the records as well.
+                Err(Error::Fenced { .. }) => {}
+                Err(error) => assert!(error.is_retryable(), "{error:?}"),
+            }
+        }
+    }
+    assert_eq!(seen, (0..TOTAL).collect());
+    for member in members {
+        member.close().await;
+    }
+}

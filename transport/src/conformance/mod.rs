@@ -88,6 +88,7 @@ macro_rules! conformance_cases {
             the_end_of_a_partition_is_told_each_time,
             the_end_is_told_behind_transactions,
             a_revocation_holds_partitions_back_while_it_lasts,
+            nothing_is_lost_while_members_come_and_go,
             a_member_that_is_not_polled_is_fenced,
             an_offset_of_a_stale_member_fails_the_transaction,
             a_new_transactional_id_fences_the_old,

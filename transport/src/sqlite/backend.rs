@@ -144,10 +144,10 @@ impl embedded::Backend for Backend {
             for member in &offsets {
                 groups::check_owner(tx, member)?;
             }
-            let places: Vec<i32> = records.iter().map(|record| tx.place(record)).collect::<Result<_>>()?;
+            let places: Vec<_> = records.iter().map(|record| tx.place(record)).collect::<Result<_>>()?;
             let mut delivered = Vec::with_capacity(records.len());
-            for (record, partition) in records.iter().zip(places) {
-                delivered.push(tx.append(record, partition)?);
+            for (record, place) in records.iter().zip(places) {
+                delivered.push(tx.append(record, place)?);
             }
             for member in &offsets {
                 groups::set_offsets(tx, &member.group, member.commits.iter().map(|owned| &owned.commit))?;

@@ -8,7 +8,6 @@ use async_trait::async_trait;
 use futures::FutureExt;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
-use super::problem::Fault;
 use super::tx::Tx;
 use super::writer::{Work, Writer};
 use crate::embedded::outgoing::Open;
@@ -105,13 +104,8 @@ impl Work for Append {
 
 /// Writes one record, or reports why it never can be.
 fn append(tx: &mut Tx<'_>, record: &OutgoingRecord) -> rusqlite::Result<Result<Delivered>> {
-    let partition = match tx.place(record) {
-        Ok(partition) => partition,
-        Err(refused) => return Ok(Err(refused)),
-    };
-    match tx.append(record, partition) {
-        Ok(delivered) => Ok(Ok(delivered)),
-        Err(Fault::Refused(error)) => Ok(Err(error)),
-        Err(Fault::Sql(error)) => Err(error),
+    match tx.place(record) {
+        Ok(place) => tx.append(record, place).map(Ok),
+        Err(refused) => Ok(Err(refused)),
     }
 }

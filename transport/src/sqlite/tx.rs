@@ -4,10 +4,9 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use pipedoc_model::names::Topic;
-use rusqlite::{Connection, OptionalExtension, params};
+use rusqlite::{CachedStatement, Connection, OptionalExtension, params};
 
 use super::headers;
-use super::problem::Fault;
 use crate::embedded::outgoing::{Turns, check_size, now_millis};
 use crate::error::Error;
 use crate::log::{Delivered, OutgoingRecord, TopicInfo, TopicPartition, TopicSettings};
@@ -53,9 +52,18 @@ struct Growth {
 pub(super) struct Tx<'a> {
     connection: &'a Connection,
     memory: &'a mut Memory,
+    /// The statement that most time goes into, looked up once.
+    insert: Option<CachedStatement<'a>>,
     grown: BTreeMap<i64, Growth>,
     groups: BTreeSet<String>,
     topics: bool,
+}
+
+/// Where a record is to be written.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Place {
+    partition: i32,
+    id: i64,
 }
 
 impl<'a> Tx<'a> {
@@ -69,7 +77,8 @@ impl<'a> Tx<'a> {
             memory.sequence = sequence;
             memory.next.clear();
         }
-        let tx = Self { connection, memory, grown: BTreeMap::new(), groups: BTreeSet::new(), topics: false };
+        let tx =
+            Self { connection, memory, insert: None, grown: BTreeMap::new(), groups: BTreeSet::new(), topics: false };
         if tx.memory.topics_changed != Some(topics_changed) {
             tx.memory.topics = load_topics(connection)?;
             tx.memory.topics_changed = Some(topics_changed);
@@ -125,29 +134,36 @@ impl<'a> Tx<'a> {
         self.groups.insert(group.to_owned());
     }
 
-    /// Refuses a record that can never be written, else tells its partition.
-    pub(super) fn place(&self, record: &OutgoingRecord) -> Result<i32, Error> {
-        let info = &self.topic(&record.topic)?.info;
-        check_size(record, info.settings.max_message_bytes.unwrap_or(i32::MAX))?;
-        self.memory.turns.choose(record, info.partitions)
+    /// Refuses a record that can never be written, else tells where it goes.
+    pub(super) fn place(&self, record: &OutgoingRecord) -> Result<Place, Error> {
+        let row = self.topic(&record.topic)?;
+        check_size(record, row.info.settings.max_message_bytes.unwrap_or(i32::MAX))?;
+        let partition = self.memory.turns.choose(record, row.info.partitions)?;
+        let id = usize::try_from(partition).ok().and_then(|index| row.partitions.get(index)).copied();
+        let unknown = || Error::UnknownPartition { partition: TopicPartition::new(record.topic.clone(), partition) };
+        Ok(Place { partition, id: id.ok_or_else(unknown)? })
     }
 
-    /// Writes a record to the partition that [`place`](Self::place) told.
-    pub(super) fn append(&mut self, record: &OutgoingRecord, partition: i32) -> Result<Delivered, Fault> {
-        let source = TopicPartition { topic: record.topic.clone(), partition };
-        let id = self.partition(&source)?;
+    /// Writes a record to the place that [`place`](Self::place) told.
+    pub(super) fn append(&mut self, record: &OutgoingRecord, place: Place) -> rusqlite::Result<Delivered> {
+        let Place { partition, id } = place;
         let offset = self.next(id)?;
         let timestamp = record.timestamp.unwrap_or_else(now_millis);
         let headers = headers::encode(&record.headers);
         let length = |bytes: Option<&[u8]>| bytes.map_or(0, <[u8]>::len) as i64;
         let (key, value) = (record.key.as_deref(), record.value.as_deref());
-        self.connection
-            .prepare_cached(
+        let insert = match &mut self.insert {
+            Some(insert) => insert,
+            None => self.insert.insert(self.connection.prepare_cached(
                 "INSERT INTO records (partition, offset, timestamp, key, value, headers) VALUES (?, ?, ?, ?, ?, ?)",
-            )?
-            .execute(params![id, offset, timestamp, key, value, headers])?;
+            )?),
+        };
+        insert.execute(params![id, offset, timestamp, key, value, headers])?;
         self.memory.next.insert(id, offset + 1);
-        let growth = self.grown.entry(id).or_insert(Growth { source, bytes: 0 });
+        let growth = self
+            .grown
+            .entry(id)
+            .or_insert_with(|| Growth { source: TopicPartition::new(record.topic.clone(), partition), bytes: 0 });
         growth.bytes += length(key) + length(value) + length(headers.as_deref());
         Ok(Delivered { partition, offset, timestamp })
     }
