@@ -1,16 +1,13 @@
 //! Large payloads of submitted documents: blobs, and whole documents, as claims.
 //!
-//! The same form as steps give them: a blob holds its claim; a document that is
-//! too large without its blobs is a stub whose `data` is an `Any` of the claim.
+//! The same form as steps give them, that of [`pipedoc_model::claim`].
 
 use bytes::Bytes;
+use pipedoc_model::claim;
 use pipedoc_proto::PipeDoc;
-use pipedoc_proto::v1::{Claim, Data, blob, data};
+use pipedoc_proto::v1::blob;
 use pipedoc_transport::objects::{Objects, Result};
 use prost::Message;
-
-/// Type of a claim in an `Any`.
-const CLAIM_TYPE: &str = "type.googleapis.com/pipedoc.v1.Claim";
 
 /// A document ready to be written.
 #[derive(Debug)]
@@ -27,42 +24,16 @@ pub(crate) async fn offload(objects: &Objects, mut document: PipeDoc, threshold:
         if let Some(blob::Content::Inline(bytes)) = &blob.content
             && bytes.len() as u64 > threshold
         {
-            let claim = objects.put(bytes.clone()).await?;
-            blob.size = claim.size;
-            blob.sha256 = claim.sha256.clone();
-            blob.content = Some(blob::Content::Claim(claim));
+            let stored = objects.put(bytes.clone()).await?;
+            claim::put_in_blob(blob, stored);
         }
-        if let Some(blob::Content::Claim(claim)) = &blob.content {
-            claims.push(text(claim));
-        }
+        claims.extend(claim::of_blob(blob).map(claim::text));
     }
     let mut value = Bytes::from(document.encode_to_vec());
     if value.len() as u64 > threshold {
-        let claim = objects.put(value).await?;
-        claims.push(text(&claim));
-        let any = prost_types::Any { type_url: CLAIM_TYPE.to_owned(), value: claim.encode_to_vec() };
-        value = Bytes::from(stub_of(document, any).encode_to_vec());
+        let whole = objects.put(value).await?;
+        claims.push(claim::text(&whole));
+        value = Bytes::from(claim::stub(document, &whole).encode_to_vec());
     }
     Ok(Offloaded { value, claims })
-}
-
-/// What remains of a document whose rest lies elsewhere.
-fn stub_of(document: PipeDoc, claim: prost_types::Any) -> PipeDoc {
-    PipeDoc {
-        id: document.id,
-        version: document.version,
-        source_uri: document.source_uri,
-        mime_type: document.mime_type,
-        parent_id: document.parent_id,
-        part: document.part,
-        parts: document.parts,
-        parent_version: document.parent_version,
-        data: Some(Data { kind: Some(data::Kind::Any(claim)) }),
-        ..PipeDoc::default()
-    }
-}
-
-/// A claim as headers carry it: store and key.
-fn text(claim: &Claim) -> String {
-    format!("{}/{}", claim.store, claim.key)
 }

@@ -3,6 +3,9 @@
 use std::error::Error as StdError;
 use std::fmt;
 
+use pipedoc_transport::error::FileProblem;
+use pipedoc_transport::{log, objects};
+
 /// Result of what a module does.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -14,18 +17,19 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 pub struct Error {
     retryable: bool,
     kind: &'static str,
+    storage_full: bool,
     source: Box<dyn StdError + Send + Sync>,
 }
 
 impl Error {
     /// An error that the same document will meet again: no second attempt is made.
     pub fn permanent(source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
-        Self { retryable: false, kind: "permanent", source: source.into() }
+        Self::new(false, "permanent", source.into())
     }
 
     /// An error that may pass: the document is tried again after a while.
     pub fn retryable(source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
-        Self { retryable: true, kind: "retryable", source: source.into() }
+        Self::new(true, "retryable", source.into())
     }
 
     /// Gives the error a kind, a stable word for machines (`encrypted`,
@@ -40,7 +44,7 @@ impl Error {
     #[must_use]
     pub fn context(self, message: impl fmt::Display) -> Self {
         let source = Box::new(Context { message: message.to_string(), source: self.source });
-        Self { retryable: self.retryable, kind: self.kind, source }
+        Self { source, ..self }
     }
 
     /// Makes the error permanent.
@@ -59,6 +63,19 @@ impl Error {
         self.retryable
     }
 
+    /// Whether a disk is full, according to the error or any of its causes
+    /// ([`std::io::ErrorKind::StorageFull`], a full log, SQLite file or object store). A document
+    /// that meets a retryable error of this kind waits for room; no attempt counts.
+    #[must_use]
+    pub fn is_storage_full(&self) -> bool {
+        self.storage_full
+    }
+
+    fn new(retryable: bool, kind: &'static str, source: Box<dyn StdError + Send + Sync>) -> Self {
+        let storage_full = is_storage_full(source.as_ref());
+        Self { retryable, kind, storage_full, source }
+    }
+
     /// The same error again, for another document that it struck; its causes are
     /// kept as words.
     #[must_use]
@@ -71,7 +88,7 @@ impl Error {
         let mut chain = self.chain().into_iter().map(words).rev();
         let first = chain.next().unwrap_or_default();
         let source = chain.fold(first.into(), |source, message| Box::new(Context { message, source }) as Box<_>);
-        Self { retryable: self.retryable, kind: self.kind, source }
+        Self { source, ..*self }
     }
 
     /// Its kind, a stable word for machines.
@@ -109,6 +126,21 @@ impl fmt::Debug for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} ({}): {self}", if self.retryable { "retryable" } else { "permanent" }, self.kind)
     }
+}
+
+/// Looks through an error and its causes.
+fn is_storage_full(error: &(dyn StdError + 'static)) -> bool {
+    use std::io::ErrorKind::{QuotaExceeded, StorageFull};
+    let full = if let Some(error) = error.downcast_ref::<std::io::Error>() {
+        matches!(error.kind(), StorageFull | QuotaExceeded)
+    } else if let Some(error) = error.downcast_ref::<log::Error>() {
+        matches!(error, log::Error::File { problem: FileProblem::Full, .. })
+    } else if let Some(error) = error.downcast_ref::<rusqlite::Error>() {
+        error.sqlite_error_code() == Some(rusqlite::ErrorCode::DiskFull)
+    } else {
+        matches!(error.downcast_ref(), Some(objects::Error::Full { .. }))
+    };
+    full || error.source().is_some_and(is_storage_full)
 }
 
 #[derive(Debug)]

@@ -96,6 +96,12 @@ pub enum Event {
         /// Why.
         error: String,
     },
+    /// A disk is full. The step waits for room, however long that takes: nothing is
+    /// given up for it, and no attempt is counted.
+    StorageFull {
+        /// What could not be written, the whole chain.
+        error: String,
+    },
     /// Something else failed that concerns no single document.
     Error {
         /// What.

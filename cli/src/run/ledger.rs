@@ -96,7 +96,8 @@ impl Ledger {
         self.state.lock().dead.clone()
     }
 
-    /// Why the run cannot go on, once something happened that only a person can mend.
+    /// Why the run cannot go on, once something happened that only a person can mend:
+    /// a full disk.
     pub fn trouble(&self) -> Option<String> {
         self.state.lock().trouble.clone()
     }
@@ -124,6 +125,7 @@ impl Observer for Ledger {
                 fate.unchanged = true;
             }
             Event::Deleted { .. } => state.deleted += 1,
+            Event::StorageFull { error } => state.trouble = Some(error.clone()),
             Event::Done { document, tombstone: false, .. } if self.sinks.contains(step) => {
                 state.fates.entry(key(document)).or_default().stored = true;
             }

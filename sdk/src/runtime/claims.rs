@@ -9,17 +9,15 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
+use pipedoc_model::claim;
 use pipedoc_model::step::StepPlan;
 use pipedoc_proto::PipeDoc;
-use pipedoc_proto::v1::{Blob, Claim, Data, blob, data};
+use pipedoc_proto::v1::{Blob, Claim, blob};
 use pipedoc_transport::objects::{self, Objects};
 use prost::Message;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::error::{Error, Result, ResultExt};
-
-/// Type of a claim in an `Any`.
-const CLAIM_TYPE: &str = "type.googleapis.com/pipedoc.v1.Claim";
 
 /// Hydrated bytes are counted in units of so many.
 const UNIT: u64 = 1024;
@@ -127,32 +125,30 @@ impl Claims {
         for blob in &mut doc.blobs {
             self.offload_blob(blob).await?;
         }
-        let mut claims: Vec<String> = doc.blobs.iter().filter_map(claim_of).map(text).collect();
-        if let Some(claim) = whole_claim(&doc)? {
-            claims.push(text(&claim));
+        let mut claims: Vec<String> = doc.blobs.iter().filter_map(claim::of_blob).map(claim::text).collect();
+        if let Some(whole) = whole_claim(&doc)? {
+            claims.push(claim::text(&whole));
         }
         let (id, version) = (doc.id.clone(), doc.version);
         let mut value = Bytes::from(doc.encode_to_vec());
         if value.len() as u64 > self.threshold {
-            let (stub, claim) = self.shelve(value, stub_of(doc)).await?;
+            let (stub, claim) = self.shelve(value, doc).await?;
             claims.push(claim);
             value = stub;
         }
         Ok(Offloaded { id, version, value, claims })
     }
 
-    /// Puts a whole value on the shelf; gives what stands for it, and its claim as
-    /// headers carry it.
-    pub(crate) async fn shelve(&self, value: Bytes, mut stub: PipeDoc) -> Result<(Bytes, String)> {
+    /// Puts the value of a document on the shelf; gives the stub that stands for it,
+    /// and its claim as headers carry it.
+    pub(crate) async fn shelve(&self, value: Bytes, doc: PipeDoc) -> Result<(Bytes, String)> {
         let claim = self
             .shelf
             .put(value)
             .await
-            .context(format!("{} is too large for a record and cannot be stored", stub.id))?;
-        let text = text(&claim);
-        let any = prost_types::Any { type_url: CLAIM_TYPE.to_owned(), value: claim.encode_to_vec() };
-        stub.data = Some(Data { kind: Some(data::Kind::Any(any)) });
-        Ok((Bytes::from(stub.encode_to_vec()), text))
+            .context(format!("{} is too large for a record and cannot be stored", doc.id))?;
+        let stub = claim::stub(doc, &claim);
+        Ok((Bytes::from(stub.encode_to_vec()), claim::text(&claim)))
     }
 
     async fn offload_blob(&self, blob: &mut Blob) -> Result<()> {
@@ -165,9 +161,7 @@ impl Claims {
             .put(bytes.clone())
             .await
             .context(format!("blob {:?} is too large for a record and cannot be stored", blob.name))?;
-        blob.size = claim.size;
-        blob.sha256 = claim.sha256.clone();
-        blob.content = Some(blob::Content::Claim(claim));
+        claim::put_in_blob(blob, claim);
         Ok(())
     }
 
@@ -176,7 +170,7 @@ impl Claims {
             return Ok(());
         }
         Err(Error::permanent(format!(
-            "{} refers to {size} bytes of claims; hydrate_max is {}. Raise hydrate_max, or set hydration: NEVER where the module reads claims itself",
+            "{} refers to {size} bytes of claims; hydrate_max is {}. Raise hydrate_max",
             doc.id, self.hydrate_max
         ))
         .with_kind("hydrate-max"))
@@ -196,50 +190,14 @@ impl Claims {
 
 /// Whether a document refers to anything that is not in it.
 pub(crate) fn needs_hydration(doc: &PipeDoc) -> bool {
-    doc.blobs.iter().any(|blob| claim_of(blob).is_some()) || is_stub(doc)
-}
-
-/// What remains of a document whose rest lies elsewhere.
-pub(crate) fn stub_of(doc: PipeDoc) -> PipeDoc {
-    PipeDoc {
-        id: doc.id,
-        version: doc.version,
-        source_uri: doc.source_uri,
-        mime_type: doc.mime_type,
-        parent_id: doc.parent_id,
-        part: doc.part,
-        parts: doc.parts,
-        parent_version: doc.parent_version,
-        ..PipeDoc::default()
-    }
-}
-
-fn is_stub(doc: &PipeDoc) -> bool {
-    matches!(&doc.data, Some(Data { kind: Some(data::Kind::Any(any)) }) if any.type_url == CLAIM_TYPE)
+    doc.blobs.iter().any(|blob| claim::of_blob(blob).is_some()) || claim::is_stub(doc)
 }
 
 fn whole_claim(doc: &PipeDoc) -> Result<Option<Claim>> {
-    match &doc.data {
-        Some(Data { kind: Some(data::Kind::Any(any)) }) if any.type_url == CLAIM_TYPE => {
-            let claim = Claim::decode(any.value.as_slice()).permanent().context("the document's claim cannot be read");
-            claim.map(Some).map_err(|error| error.with_kind("decode"))
-        }
-        _ => Ok(None),
-    }
-}
-
-fn claim_of(blob: &Blob) -> Option<&Claim> {
-    match &blob.content {
-        Some(blob::Content::Claim(claim)) => Some(claim),
-        _ => None,
-    }
+    let claim = claim::of_stub(doc).permanent().context("the document's claim cannot be read");
+    claim.map_err(|error| error.with_kind("decode"))
 }
 
 fn blobs_size(doc: &PipeDoc) -> u64 {
-    doc.blobs.iter().filter_map(claim_of).fold(0, |sum, claim| sum.saturating_add(claim.size))
-}
-
-/// A claim as headers carry it: store and key.
-fn text(claim: &Claim) -> String {
-    format!("{}/{}", claim.store, claim.key)
+    doc.blobs.iter().filter_map(claim::of_blob).fold(0, |sum, claim| sum.saturating_add(claim.size))
 }

@@ -136,13 +136,13 @@ async fn while_owned(
                 None
             }
             Err(Failure::Connector(error)) if !error.is_retryable() => {
-                parts.board.trouble(error.to_string());
+                parts.board.trouble(&error);
                 parts.board.set_state(StepState::Failed);
                 None
             }
             Err(Failure::Connector(error)) => {
                 failures = failures.saturating_add(1);
-                parts.board.trouble(error.context("the connector failed; it is run again").to_string());
+                parts.board.trouble(&error.context("the connector failed; it is run again"));
                 Some(retry::backoff(&retry::patient(), failures))
             }
             Err(Failure::Clients(error)) => return Err(error),
@@ -330,7 +330,7 @@ impl Member {
     }
 
     fn trouble(&self, error: log::Error) {
-        self.board.trouble(Error::from(error).context("the group cannot be reached; it is tried again").to_string());
+        self.board.trouble(&Error::from(error).context("the group cannot be reached; it is tried again"));
     }
 }
 

@@ -230,7 +230,7 @@ impl Emissions {
                     self.failures = self.failures.saturating_add(1);
                     let wait = retry::backoff(&retry::patient(), self.failures);
                     self.again_at.get_or_insert(Instant::now() + wait);
-                    self.board.trouble(error.to_string());
+                    self.board.trouble(&error);
                 } else {
                     self.fatal = Some(error);
                 }
@@ -277,7 +277,7 @@ impl Emissions {
             let changes = entry.changes.iter().map(|(key, value)| (key.as_str(), value.as_deref()));
             let applied = self.state.apply(changes);
             if let Err(error) = &applied {
-                self.board.trouble(error.to_string());
+                self.board.trouble(&error);
             }
             let _ = entry.settled.send(applied);
         }
@@ -368,7 +368,7 @@ async fn make(shop: &Arc<Workshop>, board: &Board, emission: Emission) -> Made {
             }
             Err(failed) if failed.patient => {
                 failures = failures.saturating_add(1);
-                board.trouble(failed.error.to_string());
+                board.trouble(&failed.error);
                 tokio::time::sleep(retry::backoff(&retry::patient(), failures)).await;
             }
             Err(failed) => {
@@ -407,7 +407,7 @@ async fn bury(
             Ok(letter) => return letter,
             Err(error) => {
                 failures = failures.saturating_add(1);
-                board.trouble(error.context("a dead letter cannot be made").to_string());
+                board.trouble(&error.context("a dead letter cannot be made"));
                 tokio::time::sleep(retry::backoff(&retry::patient(), failures)).await;
             }
         }

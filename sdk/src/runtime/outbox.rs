@@ -31,24 +31,47 @@ pub(crate) struct Outbox<T> {
     waiting: VecDeque<(T, Vec<OutgoingRecord>)>,
     sending: Option<BoxFuture<'static, (Spans<T>, log::Result<Receipt>)>>,
     receipts: FuturesUnordered<BoxFuture<'static, (Spans<T>, Reports)>>,
+    bytes: usize,
 }
 
-/// Tickets of a send, with the number of records of each.
-type Spans<T> = Vec<(T, usize)>;
+/// What is sent together.
+type Spans<T> = Vec<Span<T>>;
+
+/// The part of a send that stands under one ticket.
+struct Span<T> {
+    ticket: T,
+    /// How many records.
+    count: usize,
+    /// Bytes of their values.
+    bytes: usize,
+}
 
 impl<T: Send + 'static> Outbox<T> {
     pub(crate) fn new(producer: Arc<dyn Producer>) -> Self {
-        Self { producer, waiting: VecDeque::new(), sending: None, receipts: FuturesUnordered::new() }
+        Self { producer, waiting: VecDeque::new(), sending: None, receipts: FuturesUnordered::new(), bytes: 0 }
     }
 
     /// Puts records last in the row. No records are settled at once, in their turn.
     pub(crate) fn push(&mut self, ticket: T, records: Vec<OutgoingRecord>) {
+        self.bytes += bytes_of(&records);
         self.waiting.push_back((ticket, records));
+    }
+
+    /// Bytes of values that wait or are on their way.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
     }
 
     /// Takes back what is not on its way yet.
     pub(crate) fn retain(&mut self, mut keep: impl FnMut(&T) -> bool) {
-        self.waiting.retain(|(ticket, _)| keep(ticket));
+        let bytes = &mut self.bytes;
+        self.waiting.retain(|(ticket, records)| {
+            let keeps = keep(ticket);
+            if !keeps {
+                *bytes -= bytes_of(records);
+            }
+            keeps
+        });
     }
 
     /// Whether nothing is on its way or waits for it.
@@ -74,11 +97,14 @@ impl<T: Send + 'static> Outbox<T> {
             match result {
                 Ok(receipt) => self.receipts.push(receipt.map(move |reports| (spans, reports)).boxed()),
                 Err(error) => {
-                    settled.extend(spans.into_iter().map(|(ticket, _)| Settled { ticket, result: Err(error.clone()) }))
+                    self.bytes -= spans.iter().map(|span| span.bytes).sum::<usize>();
+                    let failed = |span: Span<T>| Settled { ticket: span.ticket, result: Err(error.clone()) };
+                    settled.extend(spans.into_iter().map(failed));
                 }
             }
         }
         while let Poll::Ready(Some((spans, reports))) = self.receipts.poll_next_unpin(context) {
+            self.bytes -= spans.iter().map(|span| span.bytes).sum::<usize>();
             settle(spans, reports, &mut settled);
         }
         if settled.is_empty() { Poll::Pending } else { Poll::Ready(settled) }
@@ -87,13 +113,13 @@ impl<T: Send + 'static> Outbox<T> {
     fn next_send(&mut self) -> Option<BoxFuture<'static, (Spans<T>, log::Result<Receipt>)>> {
         let (mut spans, mut records, mut bytes) = (Vec::new(), Vec::new(), 0);
         while let Some((_, shipment)) = self.waiting.front() {
-            let size: usize = shipment.iter().map(|record| record.value.as_ref().map_or(0, |value| value.len())).sum();
+            let size = bytes_of(shipment);
             if !spans.is_empty() && bytes + size > BYTES_A_SEND {
                 break;
             }
             bytes += size;
             let (ticket, shipment) = self.waiting.pop_front()?;
-            spans.push((ticket, shipment.len()));
+            spans.push(Span { ticket, count: shipment.len(), bytes: size });
             records.extend(shipment);
         }
         if spans.is_empty() {
@@ -109,7 +135,7 @@ impl<T: Send + 'static> Outbox<T> {
 
 fn settle<T>(spans: Spans<T>, reports: Reports, settled: &mut Vec<Settled<T>>) {
     let mut reports = reports.into_iter();
-    for (ticket, count) in spans {
+    for Span { ticket, count, .. } in spans {
         let mut delivered = Vec::with_capacity(count);
         let mut worst: Option<log::Error> = None;
         for _ in 0..count {
@@ -132,4 +158,76 @@ pub(crate) fn is_of_the_record(error: &log::Error) -> bool {
         error,
         log::Error::RecordTooLarge { .. } | log::Error::UnknownTopic { .. } | log::Error::UnknownPartition { .. }
     )
+}
+
+fn bytes_of(records: &[OutgoingRecord]) -> usize {
+    records.iter().map(|record| record.value.as_ref().map_or(0, bytes::Bytes::len)).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use pipedoc_model::names::Topic;
+    use pipedoc_transport::log::{Log, ProducerConfig, TopicSettings, TopicSpec};
+    use pipedoc_transport::memory::MemoryLog;
+
+    use super::*;
+
+    async fn outbox() -> (MemoryLog, Outbox<u8>) {
+        let log = MemoryLog::new();
+        let topic = Topic::new("t").unwrap();
+        let spec = TopicSpec { topic, partitions: 1, replication: None, settings: TopicSettings::default() };
+        log.ensure_topic(&spec).await.unwrap();
+        let outbox = Outbox::new(log.producer(ProducerConfig::default()).await.unwrap());
+        (log, outbox)
+    }
+
+    fn record(topic: &str, size: usize) -> OutgoingRecord {
+        OutgoingRecord::new(Topic::new(topic).unwrap(), None, Some(vec![0; size].into()))
+    }
+
+    async fn settle_all(outbox: &mut Outbox<u8>) -> Vec<(u8, log::Result<usize>)> {
+        let mut all = Vec::new();
+        while !outbox.is_empty() {
+            let settled = outbox.settled().await.into_iter();
+            all.extend(settled.map(|settled| (settled.ticket, settled.result.map(|delivered| delivered.len()))));
+        }
+        all.sort_by_key(|(ticket, _)| *ticket);
+        all
+    }
+
+    #[tokio::test]
+    async fn each_ticket_learns_of_its_own_records_alone() {
+        let (_log, mut outbox) = outbox().await;
+        outbox.push(1, vec![record("t", 10), record("t", 10)]);
+        outbox.push(2, vec![]);
+        outbox.push(3, vec![record("t", 10), record("missing", 10)]);
+        outbox.push(4, vec![record("t", 2 << 20)]);
+        outbox.push(5, vec![record("t", 10)]);
+        let settled = settle_all(&mut outbox).await;
+        assert!(matches!(settled[0], (1, Ok(2))) && matches!(settled[1], (2, Ok(0))), "{settled:?}");
+        assert!(matches!(settled[2], (3, Err(log::Error::UnknownTopic { .. }))), "{settled:?}");
+        assert!(matches!(settled[3], (4, Err(log::Error::RecordTooLarge { .. }))), "{settled:?}");
+        assert!(matches!(settled[4], (5, Ok(1))), "{settled:?}");
+        assert_eq!(outbox.bytes(), 0);
+    }
+
+    #[tokio::test]
+    async fn an_error_that_may_pass_says_more_than_one_that_will_not() {
+        let (log, mut outbox) = outbox().await;
+        log.faults().fail_acks(1, true);
+        outbox.push(1, vec![record("missing", 1), record("t", 1)]);
+        let settled = settle_all(&mut outbox).await;
+        assert!(matches!(&settled[0], (1, Err(error)) if error.is_retryable()), "{settled:?}");
+    }
+
+    #[tokio::test]
+    async fn what_is_taken_back_is_not_sent() {
+        let (log, mut outbox) = outbox().await;
+        outbox.push(1, vec![record("t", 3)]);
+        outbox.push(2, vec![record("t", 5)]);
+        outbox.retain(|ticket| *ticket != 1);
+        assert_eq!(outbox.bytes(), 5);
+        assert_eq!(settle_all(&mut outbox).await.len(), 1);
+        assert_eq!(log.ends(&Topic::new("t").unwrap()).await.unwrap()[0].end, 1);
+    }
 }

@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 use pipedoc_model::names::StepId;
 use pipedoc_transport::log::{Consumer, TopicPartition};
 
+use crate::error::Error;
 use crate::event::{Event, Observer};
 
 /// State of a step in one instance.
@@ -163,10 +164,19 @@ impl Board {
     }
 
     /// An error that concerns no single document: shown, told and logged.
-    pub(crate) fn trouble(&self, error: String) {
-        tracing::warn!(step = %self.id, error, "the step has trouble");
-        self.error(&error);
-        self.event(&Event::Error { error });
+    pub(crate) fn trouble(&self, error: &Error) {
+        let words = error.to_string();
+        tracing::warn!(step = %self.id, error = words, "the step has trouble");
+        self.error(&words);
+        self.wait_for_room(error);
+        self.event(&Event::Error { error: words });
+    }
+
+    /// Tells of full storage, if that is what is wrong.
+    pub(crate) fn wait_for_room(&self, error: &Error) {
+        if error.is_storage_full() {
+            self.event(&Event::StorageFull { error: error.to_string() });
+        }
     }
 
     pub(crate) fn status(&self) -> StepStatus {

@@ -177,7 +177,7 @@ async fn live(
     let (program, secrets) = match open(around, plan, &step, board, &mut orders).await {
         Some(Ok(opened)) => opened,
         Some(Err(error)) => {
-            board.trouble(error.context("the step cannot be opened").to_string());
+            board.trouble(&error.context("the step cannot be opened"));
             return Ended::Failed;
         }
         None => return Ended::Stopped,
@@ -208,7 +208,7 @@ async fn open(
             () = stop_ordered(orders) => return None,
         };
         failures = failures.saturating_add(1);
-        board.trouble(error.context("the step cannot be opened yet; it is tried again").to_string());
+        board.trouble(&error.context("the step cannot be opened yet; it is tried again"));
         tokio::select! {
             () = tokio::time::sleep(retry::backoff(&retry::patient(), failures)) => {}
             () = stop_ordered(orders) => return None,
@@ -291,7 +291,7 @@ async fn run(
         }
         failures = failures.saturating_add(1);
         board.set_consumer(None);
-        board.trouble(error.context("the step begins again with new connections").to_string());
+        board.trouble(&error.context("the step begins again with new connections"));
         tokio::select! {
             () = tokio::time::sleep(retry::backoff(&retry::patient(), failures)) => {}
             () = stop_ordered(orders) => return Ended::Stopped,
@@ -310,7 +310,7 @@ async fn run_once(
     let router = match Router::new(plan) {
         Ok(router) => router,
         Err(error) => {
-            board.trouble(error.to_string());
+            board.trouble(&error);
             return Ok(Ended::Failed);
         }
     };

@@ -42,9 +42,14 @@ impl Desk {
     }
 
     fn command(&self, more: &[&str]) -> std::process::Command {
-        let mut arguments = vec!["run", ".", "--output", "json"];
-        arguments.extend(more);
-        let mut command = pipedoc::command(arguments);
+        let mut command = self.text_command();
+        command.args(["--output", "json"]).args(more);
+        command
+    }
+
+    /// The same, speaking to people.
+    fn text_command(&self) -> std::process::Command {
+        let mut command = pipedoc::command(["run", "."]);
         command.current_dir(self.folder.path());
         command
     }
@@ -237,7 +242,7 @@ fn bad_setups_are_refused_with_a_clear_error_and_nothing_half_done() {
     for (name, text, words) in cases {
         let desk = Desk::new();
         fs::write(desk.path("pipeline.yaml"), &text).unwrap();
-        let output = desk.command(&["--output", "text"]).output().unwrap();
+        let output = desk.text_command().output().unwrap();
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         assert_eq!(output.status.code(), Some(2), "{name}: {said}");
         for word in words {
@@ -274,7 +279,7 @@ fn a_log_file_that_is_something_else_is_not_touched() {
     let other = desk.path("out/.pipedoc/log.db");
     fs::write(&other, "the only copy of my novel, which is long enough to be a page of text\n".repeat(99)).unwrap();
     let before = fs::read(&other).unwrap();
-    let output = desk.command(&["--output", "text"]).output().unwrap();
+    let output = desk.text_command().output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(!output.status.success(), "{said}");
     assert!(said.contains("log.db") && said.contains("not a PipeDoc log"), "{said}");
@@ -291,7 +296,7 @@ fn only_one_run_works_in_a_data_folder() {
         desk.command(&[]).stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null()).spawn().unwrap();
     let lock = desk.path("out/.pipedoc/run.lock");
     pipedoc_tests::bed::wait_for("the first run has begun", Duration::from_secs(20), || lock.exists().then_some(()));
-    let second = desk.command(&["--output", "text"]).output().unwrap();
+    let second = desk.text_command().output().unwrap();
     let still_at_work = first.try_wait().unwrap().is_none();
     let said = String::from_utf8_lossy(&second.stderr).into_owned();
     assert!(!still_at_work || said.contains("another `pipedoc run` is at work"), "{said}");

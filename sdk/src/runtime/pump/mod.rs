@@ -38,6 +38,9 @@ const COMMIT_WHEN_DRAINED: Duration = Duration::from_millis(50);
 /// How long tasks that were aborted may take to end.
 const GHOSTS_MAY_TAKE: Duration = Duration::from_secs(2);
 
+/// No work begins while so many bytes of outputs are on their way.
+const OUTBOX_BYTES: usize = 64 << 20;
+
 /// What does a step's work.
 #[derive(Clone)]
 pub(crate) enum Worker {
@@ -220,7 +223,7 @@ impl Pump {
             Err(error) if error.is_retryable() => {
                 self.consumer_failures = self.consumer_failures.saturating_add(1);
                 self.next_at = Some(Instant::now() + retry::backoff(&retry::patient(), self.consumer_failures));
-                self.board.trouble(Error::from(error).context("reading failed; it is tried again").to_string());
+                self.board.trouble(&Error::from(error).context("reading failed; it is tried again"));
                 Ok(())
             }
             Err(error) => Err(Error::from(error).context("reading failed")),
@@ -267,7 +270,8 @@ impl Pump {
 
     /// Starts what may start.
     fn start_work(&mut self, now: Instant) {
-        if self.order == Order::Pause {
+        // What comes out may be far more than what goes in.
+        if self.order == Order::Pause || self.outbox.bytes() >= OUTBOX_BYTES {
             return;
         }
         if self.shop.plan.batch.is_some() && matches!(self.worker, Worker::Documents) {

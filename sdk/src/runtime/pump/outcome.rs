@@ -104,6 +104,8 @@ impl Pump {
         let retries = self.shop.plan.retries;
         let Some(delivery) = self.deliveries.get_mut(id) else { return };
         let Failed { about, error, patient } = failed;
+        // Full storage is not the document's fault either: it waits for room.
+        let patient = patient || (error.is_retryable() && error.is_storage_full());
         let wait = if patient {
             delivery.setbacks = delivery.setbacks.saturating_add(1);
             retry::backoff(&retry::patient(), delivery.setbacks)
@@ -117,6 +119,7 @@ impl Pump {
         delivery.stage = Stage::Waiting;
         let (lane, attempts) = (delivery.lane, delivery.attempts);
         self.lanes.wait(lane, id, Some(Instant::now() + wait));
+        self.board.wait_for_room(&error);
         let error = error.to_string();
         tracing::debug!(step = %self.shop.plan.id, document = about.document, attempts, error, "an attempt failed");
         self.board.error(&error);

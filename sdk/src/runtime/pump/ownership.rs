@@ -52,10 +52,10 @@ impl Pump {
                 if let Some(partition) = self.partitions.get_mut(&source) {
                     partition.skip_to(resumed_at);
                 }
-                self.board.trouble(format!(
+                self.board.trouble(&Error::permanent(format!(
                     "{source}: offsets {wanted} to {} are gone; reading goes on at {resumed_at}",
                     resumed_at - 1
-                ));
+                )));
                 self.event(Event::OffsetsGone { source, wanted, resumed_at });
             }
         }
@@ -119,8 +119,8 @@ impl Pump {
     /// Everything of a partition that is in flight is dropped; reading goes on
     /// from the watermark after a while, so that order is kept.
     pub(super) fn restart(&mut self, source: &Arc<TopicPartition>, error: &log::Error) {
-        let words = Error::from(error.clone()).context(format!("sending for {source} failed")).to_string();
-        self.board.trouble(words);
+        let error = Error::from(error.clone()).context(format!("sending for {source} failed"));
+        self.board.trouble(&error);
         let Some(partition) = self.partitions.get_mut(source) else { return };
         partition.restart(Instant::now());
         self.deliveries.drop_all(|other| *other == **source);
@@ -219,6 +219,7 @@ impl Pump {
                 let unusable = !error.is_retryable() && !matches!(error, log::Error::Fenced { .. });
                 let error = Error::from(error).context("committing failed");
                 self.board.error(&error.to_string());
+                self.board.wait_for_room(&error);
                 self.event(Event::CommitFailed { error: error.to_string() });
                 if unusable {
                     self.fatal = Some(error);

@@ -110,7 +110,7 @@ pub(super) fn bury(
                 Ok(letter) => break letter,
                 Err(error) => {
                     failures = failures.saturating_add(1);
-                    board.trouble(error.context("a dead letter cannot be made").to_string());
+                    board.trouble(&error.context("a dead letter cannot be made"));
                     tokio::time::sleep(retry::backoff(&retry::patient(), failures)).await;
                 }
             }
