@@ -10,12 +10,13 @@ use std::time::Duration;
 use bed::*;
 use bytes::Bytes;
 use pipedoc_model::headers;
-use pipedoc_model::step::{Batch, ControlState, OnExhausted, Ordering, StepType};
-use pipedoc_proto::PipeDoc;
+use pipedoc_model::step::{Batch, ControlState, OnExhausted};
 use pipedoc_proto::v1::{Blob, blob};
 use pipedoc_sdk::event::Event;
+use pipedoc_sdk::factory::Factory;
 use pipedoc_sdk::instance::StepState;
 use pipedoc_sdk::layers::{Input, Layers, Request};
+use pipedoc_sdk::prelude::*;
 use pipedoc_transport::log::{OutgoingRecord, TopicSettings};
 use prost::Message;
 
@@ -583,20 +584,57 @@ async fn steps_that_do_not_open_leave_others_alone() {
 
 #[tokio::test(start_paused = true)]
 async fn batches_keep_the_order_of_keys_and_stop_at_a_failure() {
-    let (bed, _) = Bed::memory();
-    let mut plan = keyed_by_source(plan("s"));
-    plan.batch = Some(Batch { records: 50, bytes: 1 << 20, wait: Duration::from_millis(50) });
-    plan.ordering = Ordering::Key;
+    let log = std::sync::Arc::new(pipedoc_transport::memory::MemoryLog::new());
+    let bed = Bed::with(log, vec![Factory::module::<Bulk>()], Layers::new());
+    let mut plan = plan("s");
+    plan.outputs[0].key = Some("key".to_owned());
+    plan.module = "bulk".parse().unwrap();
+    plan.batch = Some(Batch { records: 30, bytes: 1 << 20, wait: Duration::from_millis(50) });
     bed.run(&[plan]).await;
-    // Two of one key in a batch would run side by side in the default
-    // process_batch, so keys here are by partition of the batch alone.
-    let records = numbered(20, 1, |key, _| if key == 3 { "fail:1".into() } else { String::new() });
+    let records = numbered(5, 20, |key, n| if (key + n) % 6 == 0 { "fail:1".into() } else { String::new() });
     bed.send_records(records).await;
-    bed.send_records(vec![tombstone("in", "key-5")]).await;
-    let read = bed.await_records("out", 20).await;
-    assert_eq!(read.iter().filter(|read| read.record.value.is_some()).count(), 20);
+    bed.send_records(vec![tombstone("in", "key-3"), record("in", &doc("panics", "panic"))]).await;
+    let read = bed.await_records("out", 101).await;
+    let docs: Vec<Read> = read.iter().filter(|read| read.record.value.is_some()).cloned().collect();
+    for (key, order) in order_by_key(&docs) {
+        assert_eq!(order, (0..20).collect::<Vec<_>>(), "{key}");
+    }
+    assert!(docs.iter().any(|read| read.doc().parts > 5), "several share a batch");
+    let of_three: Vec<&Read> = read.iter().filter(|read| read.key() == "key-3").collect();
+    assert_eq!(of_three.last().map(|read| &read.record.value), Some(&None), "the deletion came last");
+    bed.await_records(DEAD, 1).await;
     let status = bed.drained("s").await;
-    assert_eq!((status.done, status.failed), (21, 0));
+    assert!(status.done >= 101 && status.failed >= 1, "{status:?}");
+}
+
+/// Works on batches one after the other, and says in `parts` how large each was.
+struct Bulk {
+    failed: parking_lot::Mutex<std::collections::HashSet<String>>,
+}
+
+impl Module for Bulk {
+    type Config = Nothing;
+    const NAME: &'static str = "bulk";
+
+    async fn open(_: Nothing, _: &Step) -> Result<Self> {
+        Ok(Self { failed: parking_lot::Mutex::default() })
+    }
+
+    async fn process(&self, _: PipeDoc, _: &Step) -> Result<Output> {
+        Err(Error::permanent("never called in batches"))
+    }
+
+    async fn process_batch(&self, docs: Vec<PipeDoc>, _: &Step) -> Vec<Result<Output>> {
+        let size = docs.len() as i32;
+        // Alone, so that the panic takes nobody along.
+        assert!(size > 1 || docs[0].title != "panic", "oh no");
+        let one = |doc: PipeDoc| match doc.title.as_str() {
+            "panic" => Err(Error::retryable("alone")),
+            "fail:1" if self.failed.lock().insert(doc.id.clone()) => Err(Error::retryable("not yet")),
+            _ => Ok(Output::from(PipeDoc { parts: size, ..doc })),
+        };
+        docs.into_iter().map(one).collect()
+    }
 }
 
 #[tokio::test(start_paused = true)]
