@@ -65,11 +65,13 @@ pub async fn main(args: RunArgs, output: OutputFormat) -> anyhow::Result<ExitCod
 
     let mut signals = Signals::new()?;
     let ended = follow(&instance, log.as_ref(), &steps, &ledger, args.watch, &mut signals).await;
-    instance.stop(STOP_GRACE).await;
+    // What cannot be written now is not waited for.
+    instance.stop(if matches!(ended, Ended::Failed(_)) { Duration::ZERO } else { STOP_GRACE }).await;
     finish(&steps)?;
     drop(instance);
 
-    let report = Report { counts: ledger.counts(), out: args.out.clone(), took: started.elapsed() };
+    let complete = matches!(ended, Ended::Done);
+    let report = Report { counts: ledger.counts(), complete, out: args.out.clone(), took: started.elapsed() };
     match ended {
         Ended::Done => {
             report.show(&ledger, output);
@@ -244,6 +246,8 @@ fn finish(steps: &[StepPlan]) -> anyhow::Result<()> {
 /// What a run came to.
 struct Report {
     counts: Counts,
+    /// Whether everything found has come to its end.
+    complete: bool,
     out: PathBuf,
     took: Duration,
 }
@@ -278,9 +282,10 @@ impl Report {
     }
 
     fn line(&self) -> String {
+        let rest = if self.complete { "filtered" } else { "filtered or under way" };
         let Counts { found, delivered, unchanged, filtered, dead_letters, deleted } = self.counts;
         format!(
-            "found {found}: {delivered} delivered, {unchanged} unchanged, {filtered} filtered, \
+            "found {found}: {delivered} delivered, {unchanged} unchanged, {filtered} {rest}, \
              {dead_letters} dead letters; {deleted} deleted"
         )
     }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Output;
 use std::time::Duration;
 
-use pipedoc_tests::bed::pipedoc;
+use pipedoc_tests::bed::{missing, pipedoc};
 use serde_json::Value;
 
 /// A folder with a pipeline over text files and a folder of them.
@@ -225,7 +225,7 @@ fn bad_setups_are_refused_with_a_clear_error_and_nothing_half_done() {
         ("unknown module", good.replace("module: chunker", "module: chunkr"), &["chunkr", "chunker"]),
         ("unknown field", good.replace("outputs: [{to: parse}]", "outputz: [{to: parse}]"), &["outputz", "outputs"]),
         ("wrong type", good.replace("{size: 200}", "{size: many}"), &["size"]),
-        ("duplicate key", format!("{good}pipeline: again\n"), &["pipeline", "duplicate"]),
+        ("duplicate key", format!("{good}pipeline: again\n"), &["pipeline", "given twice"]),
         (
             "cycle without max_hops",
             good.replace(
@@ -284,6 +284,42 @@ fn a_log_file_that_is_something_else_is_not_touched() {
     assert!(!output.status.success(), "{said}");
     assert!(said.contains("log.db") && said.contains("not a PipeDoc log"), "{said}");
     assert_eq!(fs::read(&other).unwrap(), before);
+}
+
+/// In a mount namespace of its own, where a small tmpfs can be mounted and grown.
+#[test]
+fn a_full_disk_stops_the_run_and_it_goes_on_when_there_is_room() {
+    let namespace = ["--map-root-user", "--mount"];
+    let can = std::process::Command::new("unshare").args(namespace).arg("true").output();
+    if !can.is_ok_and(|output| output.status.success()) {
+        missing("a_full_disk_stops_the_run_and_it_goes_on_when_there_is_room", "no mount namespaces (unshare)");
+        return;
+    }
+    let desk = Desk::new();
+    for n in 0..120 {
+        desk.write(&format!("f{n}.txt"), &format!("line {n} of words\n").repeat(4_000));
+    }
+    let small = desk.path("small");
+    fs::create_dir(&small).unwrap();
+    let script = r#"
+        mount -t tmpfs -o size=4m tmpfs "$1" || exit 99
+        "$2" run . --out "$1/out"; echo "first: $?"
+        mount -o remount,size=500m "$1" || exit 99
+        "$2" run . --out "$1/out" --output json; echo "second: $?"
+        cd "$1/out" && find . -name '*.json' -not -path './.*' | wc -l
+    "#;
+    let output = std::process::Command::new("unshare")
+        .args(namespace)
+        .args(["sh", "-c", script, "sh"])
+        .arg(&small)
+        .arg(pipedoc::binary())
+        .current_dir(desk.folder.path())
+        .output()
+        .unwrap();
+    let said = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(said.contains("first: 1") && said.contains("second: 0"), "{said}");
+    assert!(said.contains("disk is full") && said.contains(small.to_str().unwrap()), "{said}");
+    assert!(said.contains("\n120\n"), "not every document is stored:\n{said}");
 }
 
 #[test]
