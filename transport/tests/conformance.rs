@@ -1,5 +1,8 @@
 //! Every log that needs no server keeps every promise of the contract.
 
+// Helpers of tests may fail as tests do.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
 use std::sync::Arc;
 
 use async_trait::async_trait;

@@ -1,5 +1,8 @@
 //! The memory log's fault switches, and that it follows paused time.
 
+// Helpers of tests may fail as tests do.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
 use std::time::Duration;
 
 use pipedoc_model::names::Topic;

@@ -1,6 +1,9 @@
 //! What the sqlite log promises beside the contract: many processes, killed
 //! ones, files that are no logs, full disks, room given back.
 
+// Helpers of tests may fail as tests do.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -80,19 +83,30 @@ async fn own(consumer: &Arc<dyn Consumer>, wanted: usize) {
 const ROLE: &str = "PIPEDOC_TEST_ROLE";
 const FOLDER: &str = "PIPEDOC_TEST_FOLDER";
 
+/// Another process; it ends with the test, however that ends.
+struct Other(Child);
+
+impl Drop for Other {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 /// Starts this binary as another process on the same file.
-fn other_process(role: &str, folder: &Path) -> Child {
-    Command::new(std::env::current_exe().unwrap())
+fn other_process(role: &str, folder: &Path) -> Other {
+    let child = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "as_another_process", "--nocapture"])
         .env(ROLE, role)
         .env(FOLDER, folder)
         .stdout(Stdio::piped())
         .spawn()
-        .unwrap()
+        .unwrap();
+    Other(child)
 }
 
-fn signal(child: &Child, name: &str) {
-    let sent = Command::new("kill").args([name, &child.id().to_string()]).status().unwrap();
+fn signal(child: &Other, name: &str) {
+    let sent = Command::new("kill").args([name, &child.0.id().to_string()]).status().unwrap();
     assert!(sent.success());
 }
 
@@ -154,11 +168,11 @@ async fn nothing_acknowledged_is_lost_when_a_writer_is_killed() {
     let mut acked = [-1_i64; 2];
     for round in 0..5 {
         let mut child = other_process("write", folder.path());
-        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let mut lines = BufReader::new(child.0.stdout.take().unwrap()).lines();
         wait_for(&mut lines, "acked");
         tokio::time::sleep(Duration::from_millis(50 + 37 * round)).await;
-        child.kill().unwrap();
-        child.wait().unwrap();
+        child.0.kill().unwrap();
+        child.0.wait().unwrap();
         for line in lines.map_while(Result::ok) {
             let words: Vec<&str> = line.split(' ').collect();
             if let ["acked", partition, offset] = words[..]
@@ -187,12 +201,12 @@ async fn partitions_of_a_killed_process_move_within_ten_seconds() {
     let log = open(folder.path()).await;
     ensure(&log, 2, TopicSettings::default()).await;
     let mut child = other_process("own", folder.path());
-    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let mut lines = BufReader::new(child.0.stdout.take().unwrap()).lines();
     wait_for(&mut lines, "owning");
     let consumer = log.consumer(ConsumerConfig::new("here", group())).await.unwrap();
     own(&consumer, 1).await;
-    child.kill().unwrap();
-    child.wait().unwrap();
+    child.0.kill().unwrap();
+    child.0.wait().unwrap();
     let killed = Instant::now();
     own(&consumer, 1).await;
     assert!(killed.elapsed() < Duration::from_secs(10), "it took {:?}", killed.elapsed());
@@ -204,7 +218,7 @@ async fn a_process_that_was_frozen_is_fenced() {
     let log = open(folder.path()).await;
     ensure(&log, 2, TopicSettings::default()).await;
     let mut child = other_process("stall", folder.path());
-    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let mut lines = BufReader::new(child.0.stdout.take().unwrap()).lines();
     wait_for(&mut lines, "owning");
     signal(&child, "-STOP");
     let frozen = Instant::now();
@@ -214,7 +228,7 @@ async fn a_process_that_was_frozen_is_fenced() {
     std::fs::write(folder.path().join("go"), "").unwrap();
     signal(&child, "-CONT");
     assert!(wait_for(&mut lines, "committed").contains("committed: true"), "a late commit is fenced");
-    child.wait().unwrap();
+    child.0.wait().unwrap();
     assert!(log.group_offsets("g").await.unwrap().is_empty());
 }
 

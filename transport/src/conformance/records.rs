@@ -67,7 +67,8 @@ pub async fn keys_choose_partitions_as_kafkas_java_client_does(bed: &dyn Bed) {
 pub async fn a_tombstone_is_not_an_empty_value(bed: &dyn Bed) {
     let log = bed.open().await;
     let topic = new_topic(&*log, "tombstone", 1).await;
-    let contents: [(Option<&'static [u8]>, Option<&'static [u8]>); 4] =
+    type Content = Option<&'static [u8]>;
+    let contents: [(Content, Content); 4] =
         [(Some(b"k"), None), (Some(b"k"), Some(b"")), (Some(b""), Some(b"v")), (None, Some(b"v"))];
     let outgoing = contents.map(|(key, value)| OutgoingRecord {
         partition: Some(0),

@@ -223,7 +223,7 @@ mod tests {
         let moving = group.leases.iter().find(|(_, lease)| lease.wanted_away()).unwrap().0.clone();
         let epoch = group.leases[&moving].epoch;
         group.release(1, &moving, epoch);
-        assert_eq!(held(&group, 2), [moving.clone()]);
+        assert_eq!(held(&group, 2), std::slice::from_ref(&moving));
         assert!(group.leases[&moving].epoch > epoch);
         assert!(!group.holds(1, &moving, epoch));
     }
