@@ -10,7 +10,7 @@ use crate::error::Result;
 use crate::kafka::{KafkaConfig, KafkaLog};
 use crate::log::Log;
 use crate::memory::MemoryLog;
-use crate::sqlite::{Options, SqliteLog};
+use crate::sqlite::{Options, SqliteLog, Sync};
 
 /// Where a log is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -69,9 +69,24 @@ impl LogUrl {
     pub async fn open(&self) -> Result<Arc<dyn Log>> {
         Ok(match self {
             Self::Memory => Arc::new(MemoryLog::new()),
-            Self::Sqlite(path) => Arc::new(SqliteLog::open(path, Options::default()).await?),
+            Self::Sqlite(path) => {
+                let options = Options { sync: sync_from_env()? };
+                Arc::new(SqliteLog::open(path, options).await?)
+            }
             Self::Kafka(brokers) => Arc::new(KafkaLog::connect(KafkaConfig::new(brokers)).await?),
         })
+    }
+}
+
+/// How much of what a SQLite file acknowledges survives a loss of power.
+fn sync_from_env() -> Result<Sync> {
+    match std::env::var("PIPEDOC_SYNC").as_deref() {
+        Err(_) | Ok("" | "full") => Ok(Sync::Full),
+        Ok("normal") => Ok(Sync::Normal),
+        Ok(_) => Err(crate::error::Error::Misuse {
+            operation: "opening the log",
+            reason: "PIPEDOC_SYNC must be `full` (the default) or `normal`",
+        }),
     }
 }
 

@@ -1,5 +1,7 @@
 //! What the echo module promises.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // A test that meets the unexpected must end.
+
 use std::path::Path;
 use std::time::Duration;
 

@@ -1,5 +1,7 @@
 //! What the connector promises, over real folders and without a runtime.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // A test that meets the unexpected must end.
+
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;

@@ -1,5 +1,7 @@
 //! What the sink promises, over real folders and without a runtime.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // A test that meets the unexpected must end.
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};

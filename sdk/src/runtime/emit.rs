@@ -277,7 +277,7 @@ impl Emissions {
             let changes = entry.changes.iter().map(|(key, value)| (key.as_str(), value.as_deref()));
             let applied = self.state.apply(changes);
             if let Err(error) = &applied {
-                self.board.trouble(&error);
+                self.board.trouble(error);
             }
             let _ = entry.settled.send(applied);
         }
