@@ -119,7 +119,7 @@ async fn as_another_process() {
         "write" => {
             let producer = log.producer(ProducerConfig::default()).await.unwrap();
             for n in 0.. {
-                let batch = (0..10).map(|m| record((n % 2) as i32, format!("{:08}", n * 10 + m))).collect();
+                let batch = (0..10).map(|m| record(n % 2, format!("{:08}", n * 10 + m))).collect();
                 for delivered in producer.send(batch).await.unwrap().await {
                     let delivered = delivered.unwrap();
                     println!("acked {} {}", delivered.partition, delivered.offset);
