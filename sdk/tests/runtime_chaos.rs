@@ -5,7 +5,7 @@
 
 mod bed;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -49,21 +49,9 @@ async fn check(bed: &Bed, seed: u64, ordered: bool) {
     let found: BTreeSet<(String, i32)> =
         out.iter().chain(&dead).map(|read| (read.doc().source_uri, read.doc().part)).collect();
     assert_eq!(found.len(), KEYS * EACH, "seed {seed}: something is missing");
-    for (name, read) in [("out", &out), ("dead letters", &dead)] {
-        let mut firsts: HashMap<String, Vec<i32>> = HashMap::new();
-        let mut newest: HashMap<String, i32> = HashMap::new();
-        for doc in read.iter().map(Read::doc) {
-            let seen = firsts.entry(doc.source_uri.clone()).or_default();
-            if !seen.contains(&doc.part) {
-                seen.push(doc.part);
-            }
-            newest.insert(doc.source_uri, doc.part);
-        }
-        for (key, seen) in firsts {
-            if ordered {
-                assert!(seen.is_sorted(), "seed {seed}: {name}, {key}: {seen:?}");
-                assert_eq!(seen.last(), newest.get(&key), "seed {seed}: {name}, {key}: the newest is last");
-            }
+    for (name, read) in [("out", &out), ("dead letters", &dead)].into_iter().filter(|_| ordered) {
+        for (key, order) in last_deliveries(read) {
+            assert!(order.is_sorted(), "seed {seed}: {name}, {key}: {order:?}");
         }
     }
     println!("seed {seed}: {} records, {} dead letters, of {} documents", out.len(), dead.len(), KEYS * EACH);

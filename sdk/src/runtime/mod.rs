@@ -31,6 +31,10 @@
 //! the partition starts again at its watermark. It then comes again, here or
 //! elsewhere. A task that is still at work on a dropped delivery is aborted and
 //! keeps its lane until it has ended: one key is never at work twice.
+//!
+//! Sends follow each other without waiting for acknowledgements. When one fails
+//! and a later one of the same key was stored, the later one is stored again
+//! after it: by their last deliveries, the records of a key are always in order.
 
 pub(crate) mod claims;
 mod connect;

@@ -86,8 +86,17 @@ impl<T: Send + 'static> Outbox<T> {
     }
 
     fn poll_settled(&mut self, context: &mut Context<'_>) -> Poll<Vec<Settled<T>>> {
-        let mut settled = Vec::new();
+        let mut settled: Vec<Settled<T>> = Vec::new();
         loop {
+            while let Poll::Ready(Some((spans, reports))) = self.receipts.poll_next_unpin(context) {
+                self.bytes -= spans.iter().map(|span| span.bytes).sum::<usize>();
+                settle(spans, reports, &mut settled);
+            }
+            // What waits may be taken back once its owner knows of a failure, so
+            // that nothing overtakes what is to be sent again.
+            if settled.iter().any(|settled| settled.result.is_err()) {
+                break;
+            }
             if self.sending.is_none() {
                 self.sending = self.next_send();
             }
@@ -102,10 +111,6 @@ impl<T: Send + 'static> Outbox<T> {
                     settled.extend(spans.into_iter().map(failed));
                 }
             }
-        }
-        while let Poll::Ready(Some((spans, reports))) = self.receipts.poll_next_unpin(context) {
-            self.bytes -= spans.iter().map(|span| span.bytes).sum::<usize>();
-            settle(spans, reports, &mut settled);
         }
         if settled.is_empty() { Poll::Pending } else { Poll::Ready(settled) }
     }
@@ -218,6 +223,18 @@ mod tests {
         outbox.push(1, vec![record("missing", 1), record("t", 1)]);
         let settled = settle_all(&mut outbox).await;
         assert!(matches!(&settled[0], (1, Err(error)) if error.is_retryable()), "{settled:?}");
+    }
+
+    #[tokio::test]
+    async fn nothing_is_sent_after_a_failure_until_it_is_told() {
+        let (log, mut outbox) = outbox().await;
+        log.faults().fail_sends(1, true);
+        outbox.push(1, vec![record("t", BYTES_A_SEND)]);
+        outbox.push(2, vec![record("t", 1)]);
+        let settled = outbox.settled().await;
+        assert!(matches!(settled[..], [Settled { ticket: 1, result: Err(_) }]), "{settled:?}");
+        outbox.retain(|_| false);
+        assert!(outbox.is_empty(), "the second was still to be had back");
     }
 
     #[tokio::test]

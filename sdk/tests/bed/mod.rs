@@ -352,6 +352,19 @@ impl Read {
     }
 }
 
+/// Numbers of each key (`part` and `source_uri` of its documents) in the order of
+/// their last deliveries: what a reader is left with. When a send fails after
+/// later ones of its key were stored, these are stored again after it.
+pub fn last_deliveries(read: &[Read]) -> HashMap<String, Vec<i32>> {
+    let mut order: HashMap<String, Vec<i32>> = HashMap::new();
+    for doc in read.iter().map(Read::doc) {
+        let numbers = order.entry(doc.source_uri).or_default();
+        numbers.retain(|number| *number != doc.part);
+        numbers.push(doc.part);
+    }
+    order
+}
+
 pub fn topic(name: &str) -> Topic {
     Topic::new(name).unwrap()
 }
