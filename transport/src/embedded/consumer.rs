@@ -233,6 +233,8 @@ impl<B: Backend> Shared<B> {
         let Some(grants) = grants else {
             tracing::warn!(client = %self.client_id, group = %group.joining.group, "its session expired; joining anew");
             self.expel(&mut state);
+            // Joins at once: it may be long until somebody else changes the group.
+            self.ear.hear_group();
             return Ok(());
         };
         let changes = state.owned.apply(grants, group.start);

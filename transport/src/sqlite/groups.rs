@@ -107,8 +107,9 @@ pub(super) fn join(
     topics: &BTreeSet<Topic>,
 ) -> Result<MemberId, Fault> {
     let id = ensure(tx, &joining.group)?;
-    see(tx.sql(), session)?;
+    // In this order: expiring removes sessions without members, and this one may have none yet.
     expire(tx)?;
+    see(tx.sql(), session)?;
     let timeout = i64::try_from(joining.session_timeout.as_millis()).unwrap_or(i64::MAX);
     tx.sql()
         .prepare_cached("INSERT INTO members (grp, session, client, timeout_ms, topics) VALUES (?, ?, ?, ?, ?)")?
