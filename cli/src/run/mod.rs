@@ -160,7 +160,6 @@ struct DataFolder {
 impl DataFolder {
     /// Makes the folder and takes its lock.
     fn take(path: PathBuf, out: &Path) -> anyhow::Result<Self> {
-        use fs4::fs_std::FileExt;
         std::fs::create_dir_all(out).and_then(|()| std::fs::create_dir_all(&path)).map_err(|error| {
             Refused(format!("folder {} cannot be made: {error}; check its permissions", path.display()))
         })?;
@@ -168,7 +167,7 @@ impl DataFolder {
         let lock = File::create(&file).map_err(|error| {
             Refused(format!("{} cannot be written: {error}; check the folder's permissions", file.display()))
         })?;
-        if !lock.try_lock_exclusive().unwrap_or(false) {
+        if lock.try_lock().is_err() {
             let message =
                 format!("another `pipedoc run` is at work in {}; wait for it or give another --out", path.display());
             return Err(Refused(message).into());
