@@ -115,10 +115,10 @@ async fn while_owned(
                         taken = Some(revocation);
                     }
                 },
-                order = stop_order(orders), if deadline.borrow().is_none() => {
+                by = sooner_stop(orders, *deadline.borrow()), if taken.is_none() => {
                     parts.board.set_state(StepState::Stopping);
                     stopping.cancel();
-                    deadline.send_replace(Some(order));
+                    deadline.send_replace(Some(by));
                 }
             }
         };
@@ -355,11 +355,36 @@ async fn stop_order(orders: &mut watch::Receiver<Order>) -> Instant {
     }
 }
 
-/// Waits until a deadline is set and over.
+/// Waits for an order to stop that is sooner than one known; by when.
+async fn sooner_stop(orders: &mut watch::Receiver<Order>, known: Option<Instant>) -> Instant {
+    let sooner = |order: &Order| match order {
+        Order::Stop { by } => known.is_none_or(|known| *by < known),
+        Order::Run | Order::Pause => false,
+    };
+    let order = orders.wait_for(sooner).await.map(|order| *order);
+    match (order, known) {
+        (Ok(Order::Stop { by }), _) => by,
+        (_, None) => Instant::now(),
+        // Whoever gave orders is gone: what was ordered stands.
+        (_, Some(_)) => std::future::pending().await,
+    }
+}
+
+/// Waits until a deadline is set and over; it may come to be sooner.
 async fn passed(mut deadline: watch::Receiver<Option<Instant>>) {
-    let by = deadline.wait_for(Option::is_some).await.map(|by| *by);
-    match by {
-        Ok(by) => tokio::time::sleep_until(by.unwrap_or_else(Instant::now)).await,
-        Err(_) => std::future::pending().await,
+    loop {
+        let by = *deadline.borrow_and_update();
+        let over = async {
+            match by {
+                Some(by) => tokio::time::sleep_until(by).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = over => return,
+            changed = deadline.changed() => if changed.is_err() {
+                return std::future::pending().await;
+            },
+        }
     }
 }

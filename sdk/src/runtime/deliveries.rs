@@ -128,6 +128,11 @@ impl Deliveries {
         !self.ghosts.is_empty()
     }
 
+    /// Whether it is open, or dropped and still runs: its lane must know it.
+    pub(crate) fn has_lane(&self, id: DeliveryId) -> bool {
+        self.open.contains_key(&id) || self.ghosts.contains_key(&id)
+    }
+
     /// The task of a dropped delivery has ended: its lane.
     pub(crate) fn lay_ghost(&mut self, id: DeliveryId) -> Option<LaneId> {
         self.ghosts.remove(&id)

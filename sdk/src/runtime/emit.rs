@@ -13,7 +13,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use futures::stream::{FuturesOrdered, StreamExt};
+use futures::stream::{FuturesOrdered, FuturesUnordered, StreamExt};
 use pipedoc_transport::log::{OutgoingRecord, Producer};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
@@ -43,6 +43,8 @@ pub(crate) struct Emissions {
     state: State,
     outbox: Outbox<Ticket>,
     making: FuturesOrdered<tokio::task::JoinHandle<Made>>,
+    /// Dead letters being made of what the log refused.
+    burying: FuturesUnordered<tokio::task::JoinHandle<Buried>>,
     /// Records not acknowledged yet, or waiting for one that is not.
     sending: VecDeque<Entry>,
     /// State changes not acknowledged yet.
@@ -77,6 +79,15 @@ struct Entry {
     original: Option<EmissionContent>,
     /// Whether nothing is to be sent.
     silent: bool,
+    /// Whether its dead letter is being made: there is nothing to send meanwhile.
+    burying: bool,
+}
+
+/// The dead letter of an emission that the log refused.
+struct Buried {
+    number: u64,
+    letter: OutgoingRecord,
+    content: EmissionContent,
 }
 
 /// An emission made into records.
@@ -96,6 +107,7 @@ impl Emissions {
             state,
             outbox: Outbox::new(producer),
             making: FuturesOrdered::new(),
+            burying: FuturesUnordered::new(),
             sending: VecDeque::new(),
             writing: VecDeque::new(),
             next: 0,
@@ -139,6 +151,10 @@ impl Emissions {
                 true = is_ended(&mut ended), if open && !*ended.borrow() => {}
                 Some(made) = self.making.next(), if !self.making.is_empty() => match made {
                     Ok(made) => self.made(made),
+                    Err(error) => return Err(Error::retryable(error)),
+                },
+                Some(buried) = self.burying.next(), if !self.burying.is_empty() => match buried {
+                    Ok(buried) => self.buried(buried),
                     Err(error) => return Err(Error::retryable(error)),
                 },
                 settled = self.outbox.settled() => {
@@ -201,6 +217,7 @@ impl Emissions {
             dead,
             original: Some(emission.content),
             silent,
+            burying: false,
         });
     }
 
@@ -239,20 +256,30 @@ impl Emissions {
         self.advance();
     }
 
-    /// A document that can never be written becomes a dead letter.
+    /// A document that can never be written becomes a dead letter. It keeps its
+    /// place in the row, so that states stay in order.
     fn bury(&mut self, number: u64, reason: Reason) {
-        let Some(at) = self.sending.iter().position(|entry| entry.number == number) else { return };
-        let Some(entry) = self.sending.remove(at) else { return };
+        let Some(entry) = self.sending.iter_mut().find(|entry| entry.number == number) else { return };
+        let Some(content) = entry.original.take() else { return };
         self.bytes -= bytes_of(&entry.records);
-        let Entry { changes, settled, about, original, .. } = entry;
-        let Some(content) = original else { return };
-        let emission = Emission { content, changes, settled };
-        let (shop, board) = (Arc::clone(&self.shop), Arc::clone(&self.board));
-        // It goes to the end of the row: what came after it need not wait.
-        self.making.push_back(tokio::spawn(async move {
-            let letter = bury(&shop, &board, &emission.content, &about, &reason).await;
-            Made { emission, about, records: vec![letter], dead: Some(reason), unable: Vec::new() }
+        entry.records = Vec::new();
+        entry.burying = true;
+        entry.dead = Some(reason.clone());
+        let (shop, board, about) = (Arc::clone(&self.shop), Arc::clone(&self.board), entry.about.clone());
+        self.burying.push(tokio::spawn(async move {
+            let letter = bury(&shop, &board, &content, &about, &reason).await;
+            Buried { number, letter, content }
         }));
+    }
+
+    fn buried(&mut self, buried: Buried) {
+        let Buried { number, letter, content } = buried;
+        let Some(entry) = self.sending.iter_mut().find(|entry| entry.number == number) else { return };
+        entry.records = vec![letter];
+        entry.original = Some(content);
+        entry.burying = false;
+        self.bytes += bytes_of(&entry.records);
+        self.outbox.push(Ticket::Records(number), entry.records.clone());
     }
 
     /// Passes on what is acknowledged, in order.
@@ -325,7 +352,7 @@ impl Emissions {
             (&mut self.sending, Ticket::Records as fn(u64) -> Ticket),
             (&mut self.writing, Ticket::State as fn(u64) -> Ticket),
         ] {
-            for entry in entries.iter_mut().skip_while(|entry| entry.acknowledged) {
+            for entry in entries.iter_mut().skip_while(|entry| entry.acknowledged).filter(|entry| !entry.burying) {
                 entry.acknowledged = false;
                 self.outbox.push(ticket(entry.number), entry.records.clone());
             }

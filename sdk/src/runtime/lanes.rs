@@ -160,10 +160,9 @@ impl Lanes {
     pub(crate) fn wait(&mut self, lane: LaneId, delivery: DeliveryId, until: Option<Instant>) {
         let Some(state) = self.lanes.get_mut(&lane) else { return };
         if let Some(at) = state.queue.iter().take(state.taken).position(|other| *other == delivery) {
-            // Those of its batch that have not left yet stand behind those that wait
-            // only for a moment: results of one batch are taken in its order, so all
-            // before it have left, and it is the head.
-            debug_assert_eq!(at, 0);
+            // Results of one batch are taken in its order: what stands before it has
+            // left, or becomes a dead letter and stays at work until that is made.
+            debug_assert!(at == 0 || until.is_none(), "only the head waits out a backoff");
             state.taken = at;
             if let Some(until) = until {
                 state.until = Some(until);
@@ -173,8 +172,8 @@ impl Lanes {
         self.refresh(lane);
     }
 
-    /// Forgets deliveries that are not at work. Those at work keep their lane
-    /// busy until they leave.
+    /// Forgets deliveries, wherever they stand. What still runs of them must keep
+    /// its lane busy, so it is not gone yet.
     pub(crate) fn forget(&mut self, mut gone: impl FnMut(DeliveryId) -> bool) {
         let all: Vec<LaneId> = self.lanes.keys().copied().collect();
         for lane in all {
@@ -183,7 +182,9 @@ impl Lanes {
                 let mut at = 0;
                 state.queue.retain(|delivery| {
                     at += 1;
-                    at <= taken || !gone(*delivery)
+                    let stays = !gone(*delivery);
+                    state.taken -= usize::from(at <= taken && !stays);
+                    stays
                 });
                 if state.queue.front().copied() != head {
                     // The backoff was that delivery's own.
@@ -311,17 +312,22 @@ mod tests {
     }
 
     #[test]
-    fn what_is_forgotten_at_work_keeps_its_lane_until_it_leaves() {
+    fn a_lane_goes_on_once_all_at_its_head_have_left_or_are_forgotten() {
         let mut lanes = Lanes::new(4);
         lanes.push(1, 10);
         lanes.push(1, 11);
         assert_eq!(lanes.start(), Some(10));
-        lanes.forget(|_| true);
+        lanes.forget(|delivery| delivery == 11);
         lanes.push(1, 12);
         assert_eq!(lanes.start(), None, "10 has not ended");
         lanes.work_ended();
         lanes.leave(1, 10);
         assert_eq!(lanes.start(), Some(12));
+        lanes.work_ended();
+        lanes.push(1, 13);
+        assert_eq!(lanes.start(), None, "12 holds its lane");
+        lanes.forget(|delivery| delivery == 12);
+        assert_eq!(lanes.start(), Some(13));
     }
 
     proptest! {

@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::path::PathBuf;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -105,13 +106,10 @@ pub(crate) async fn supervise(around: Arc<Surroundings>, mut wanted: watch::Rece
                         }
                         Wanted::Plan(..) => {
                             wanted.mark_changed();
-                            orders.send_replace(Order::Stop { by: Instant::now() + plan.timeout + CHANGE_GRACE });
-                            break life.await;
+                            let by = Instant::now() + plan.timeout + CHANGE_GRACE;
+                            break end(life.as_mut(), &orders, by, &mut wanted).await;
                         }
-                        Wanted::Gone { by } => {
-                            orders.send_replace(Order::Stop { by });
-                            break life.await;
-                        }
+                        Wanted::Gone { by } => break end(life.as_mut(), &orders, by, &mut wanted).await,
                     }
                 }
             }
@@ -124,6 +122,34 @@ pub(crate) async fn supervise(around: Arc<Surroundings>, mut wanted: watch::Rece
         }
     }
     board.set_state(StepState::Stopped);
+}
+
+/// Ends a life by then, or sooner when that comes to be wanted. What is wanted is
+/// left to be looked at.
+async fn end(
+    mut life: Pin<&mut impl Future<Output = Ended>>,
+    orders: &watch::Sender<Order>,
+    mut by: Instant,
+    wanted: &mut watch::Receiver<Wanted>,
+) -> Ended {
+    orders.send_replace(Order::Stop { by });
+    let mut news = wanted.clone();
+    wanted.mark_changed();
+    loop {
+        let next = tokio::select! {
+            ended = &mut life => return ended,
+            changed = news.changed() => match changed {
+                Ok(()) => news.borrow_and_update().clone(),
+                Err(_) => return life.await,
+            },
+        };
+        if let Wanted::Gone { by: sooner } = next
+            && sooner < by
+        {
+            by = sooner;
+            orders.send_replace(Order::Stop { by });
+        }
+    }
 }
 
 /// Waits until something else is wanted than a plan that failed; `false` when

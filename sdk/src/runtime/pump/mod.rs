@@ -161,7 +161,7 @@ impl Pump {
             }
             self.show();
             self.ask_consumer(now);
-            let deadline = self.next_deadline();
+            let deadline = self.next_deadline(now);
             tokio::select! {
                 Some(signal) = self.signals.recv() => {
                     self.take(signal);
@@ -272,6 +272,8 @@ impl Pump {
     fn start_work(&mut self, now: Instant) {
         // What comes out may be far more than what goes in.
         if self.order == Order::Pause || self.outbox.bytes() >= OUTBOX_BYTES {
+            // Nothing waits for a batch to fill while none can begin.
+            self.batch_since = None;
             return;
         }
         if self.shop.plan.batch.is_some() && matches!(self.worker, Worker::Documents) {
@@ -392,8 +394,9 @@ impl Pump {
         self.board.progress(self.deliveries.len(), self.partitions.are_drained(), partitions);
     }
 
-    /// When the loop must look again though nothing has happened.
-    fn next_deadline(&self) -> Option<Instant> {
+    /// When the loop, which last looked at `now`, must look again though nothing
+    /// has happened.
+    fn next_deadline(&self, now: Instant) -> Option<Instant> {
         let batch = self.shop.plan.batch.and_then(|bounds| self.batch_since.map(|since| since + bounds.wait));
         let stop = match self.order {
             Order::Stop { by } if self.deliveries.len() > 0 => Some(by),
@@ -401,7 +404,8 @@ impl Pump {
             _ => None,
         };
         let restarts = self.partitions.iter().filter_map(|partition| partition.restart_at);
-        let revocations = self.revoking.iter().map(|revoking| revoking.by);
+        // Those whose time was up wait for a commit, which tells when it has ended.
+        let revocations = self.revoking.iter().map(|revoking| revoking.by).filter(|by| *by > now);
         let next_at = if self.next.is_none() { self.next_at } else { None };
         [self.lanes.next_wake(), batch, stop, next_at, self.commit_due()]
             .into_iter()
@@ -414,7 +418,7 @@ impl Pump {
     /// Lets lanes and outbox forget what is no delivery any more.
     fn forget_dropped(&mut self) {
         let deliveries = &self.deliveries;
-        self.lanes.forget(|id| !deliveries.contains(id));
+        self.lanes.forget(|id| !deliveries.has_lane(id));
         self.outbox.retain(|ticket| match ticket {
             Ticket::Delivery(id) | Ticket::Pipe(id, _) => deliveries.contains(*id),
         });

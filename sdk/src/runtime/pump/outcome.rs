@@ -47,18 +47,24 @@ impl Pump {
 
     fn worked(&mut self, ids: Vec<DeliveryId>, results: Option<Vec<Result<Worked, Failed>>>) {
         self.lanes.work_ended();
+        // Those dropped leave their lanes first: what goes back to waiting stands at
+        // the head of its lane then.
+        let mut aborted = false;
+        for id in &ids {
+            if let Some(lane) = self.deliveries.lay_ghost(*id) {
+                self.lanes.leave(lane, *id);
+                aborted |= results.is_none();
+            }
+        }
         let mut results = results.map(Vec::into_iter);
         // After a failure the later ones of its lane in the batch count as not done.
         let mut failed_lanes = HashSet::new();
         for id in ids {
             let result = results.as_mut().and_then(Iterator::next);
-            if let Some(lane) = self.deliveries.lay_ghost(id) {
-                self.lanes.leave(lane, id);
-                continue;
-            }
             let Some(delivery) = self.deliveries.get_mut(id) else { continue };
             let lane = delivery.lane;
-            if failed_lanes.contains(&lane) {
+            // Those that shared a batch with what was dropped have not failed.
+            if aborted || failed_lanes.contains(&lane) {
                 delivery.stage = Stage::Waiting;
                 self.lanes.wait(lane, id, None);
                 continue;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use pipedoc_transport::log::{self, Commit, Event as LogEvent, Revocation, Start, TopicPartition};
+use pipedoc_transport::log::{self, AssignedPartition, Commit, Event as LogEvent, Revocation, Start, TopicPartition};
 use tokio::time::Instant;
 
 use super::{COMMIT_EVERY, COMMIT_WHEN_DRAINED, Pump};
@@ -28,10 +28,12 @@ impl Pump {
     pub(super) fn happened(&mut self, event: LogEvent) {
         match event {
             LogEvent::Assigned(assigned) => {
+                let sources: Vec<TopicPartition> = assigned.iter().map(|partition| partition.source.clone()).collect();
+                self.begin_anew(&sources);
                 for partition in &assigned {
                     self.partitions.assign(partition);
                 }
-                self.event(Event::Assigned(assigned.into_iter().map(|partition| partition.source).collect()));
+                self.event(Event::Assigned(sources));
             }
             LogEvent::Records(batch) => self.admit(batch),
             LogEvent::EndOfPartition { source, position } => {
@@ -49,16 +51,40 @@ impl Pump {
                 self.event(Event::Lost(sources));
             }
             LogEvent::OffsetsGone { source, wanted, resumed_at } => {
-                if let Some(partition) = self.partitions.get_mut(&source) {
-                    partition.skip_to(resumed_at);
-                }
-                self.board.trouble(&Error::permanent(format!(
-                    "{source}: offsets {wanted} to {} are gone; reading goes on at {resumed_at}",
-                    resumed_at - 1
-                )));
+                let trouble = if resumed_at < wanted {
+                    // The log is shorter than it was: what is known of its offsets is
+                    // of another past.
+                    self.begin_anew(std::slice::from_ref(&source));
+                    self.partitions.assign(&AssignedPartition {
+                        source: source.clone(),
+                        committed: None,
+                        position: resumed_at,
+                    });
+                    format!("{source}: offset {wanted} is beyond its end; reading goes on at {resumed_at}")
+                } else {
+                    if let Some(partition) = self.partitions.get_mut(&source) {
+                        partition.skip_to(resumed_at);
+                    }
+                    let last = resumed_at - 1;
+                    format!("{source}: offsets {wanted} to {last} are gone; reading goes on at {resumed_at}")
+                };
+                self.board.trouble(&Error::permanent(trouble));
                 self.event(Event::OffsetsGone { source, wanted, resumed_at });
             }
         }
+    }
+
+    /// Forgets whatever was known of partitions whose ownership begins: the log
+    /// may have taken them and given them back while they were being given up.
+    fn begin_anew(&mut self, sources: &[TopicPartition]) {
+        for revoking in &mut self.revoking {
+            revoking.revocation.partitions.retain(|source| !sources.contains(source));
+        }
+        self.deliveries.drop_all(|source| sources.contains(source));
+        for source in sources {
+            self.partitions.remove(source);
+        }
+        self.forget_dropped();
     }
 
     fn revoke(&mut self, revocation: Revocation) {
@@ -112,7 +138,9 @@ impl Pump {
                 self.partitions.remove(source);
             }
             self.revoking.remove(at).revocation.release();
-            self.event(Event::Revoked(sources));
+            if !sources.is_empty() {
+                self.event(Event::Revoked(sources));
+            }
         }
     }
 
@@ -182,7 +210,12 @@ impl Pump {
         let commits: Vec<(Commit, u64)> = self
             .partitions
             .iter()
-            .filter(|partition| only.is_none_or(|only| only.contains(&partition.source)))
+            .filter(|partition| match only {
+                Some(only) => only.contains(&partition.source),
+                // One that the log has taken already must not keep others from
+                // being committed; each is committed on its own when it goes.
+                None => !(partition.revoking && self.commit_failed),
+            })
             .filter_map(|partition| {
                 let offset = partition.window.uncommitted()?;
                 let source = partition.source.as_ref().clone();
