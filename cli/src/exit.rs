@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use crate::args::OutputFormat;
-use crate::show::say;
+use crate::show::{say, tell};
 
 /// Something failed while it ran: the log, the network, a step.
 pub const FAILED: u8 = 1;
@@ -38,12 +38,12 @@ pub fn report(error: &anyhow::Error, output: OutputFormat) -> ExitCode {
         }
         (OutputFormat::Text, Some(problems)) => {
             for problem in &problems.0 {
-                eprintln!("error: {problem}");
+                tell!("error: {problem}");
             }
             let n = problems.0.len();
-            eprintln!("{n} problem{} found; nothing was done", if n == 1 { "" } else { "s" });
+            tell!("{n} problem{} found; nothing was done", if n == 1 { "" } else { "s" });
         }
-        (OutputFormat::Text, None) => eprintln!("error: {error:#}"),
+        (OutputFormat::Text, None) => tell!("error: {error:#}"),
     }
     ExitCode::from(code)
 }

@@ -1,9 +1,8 @@
 //! Finds and reads pipeline files.
 
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
-
-use anyhow::Context;
 
 use crate::exit::Refused;
 
@@ -29,7 +28,10 @@ pub fn read(path: &Path) -> anyhow::Result<PipelineFile> {
     } else {
         return Err(Refused(format!("pipeline file {} does not exist", path.display())).into());
     };
-    let text = std::fs::read_to_string(&file).with_context(|| format!("reading pipeline file {}", file.display()))?;
+    let text = std::fs::read_to_string(&file).map_err(|error| match error.kind() {
+        ErrorKind::InvalidData => Refused(format!("pipeline file {} is no UTF-8 text", file.display())).into(),
+        _ => anyhow::Error::new(error).context(format!("reading pipeline file {}", file.display())),
+    })?;
     let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new(".")).to_owned();
     Ok(PipelineFile { path: file, text, folder })
 }

@@ -11,7 +11,7 @@ use pipedoc_proto::v1::pipeline_control_client::PipelineControlClient;
 use pipedoc_proto::v1::{self, ApplyRequest};
 
 use crate::args::{ApplyArgs, OutputFormat, PlanArgs};
-use crate::show::say;
+use crate::show::{say, tell};
 use crate::{connect, load, modules, show};
 
 /// Runs `plan`.
@@ -21,7 +21,7 @@ pub fn main(args: PlanArgs, output: OutputFormat) -> anyhow::Result<ExitCode> {
     let name = file.path.display().to_string();
     let parsed = pipedoc_model::pipeline::parse(&file.text, &name, &variables, &modules::known(), args.strict)?;
     for warning in &parsed.warnings {
-        eprintln!("warning: {warning}");
+        tell!("warning: {warning}");
     }
     let plan = pipedoc_model::plan::plan(&ClusterName::new(&args.cluster)?, &[parsed.config], &Default::default());
     match output {
@@ -80,7 +80,7 @@ pub async fn apply(args: ApplyArgs, output: OutputFormat) -> anyhow::Result<Exit
     let mut client = PipelineControlClient::new(connect::engine(&args.engine.engine).await?);
     let answer = client.apply(request).await.map_err(connect::said)?.into_inner();
     for warning in &answer.warnings {
-        eprintln!("warning: {}", problem(warning));
+        tell!("warning: {}", problem(warning));
     }
     if !answer.accepted {
         return Err(Problems(answer.errors.iter().map(problem).collect()).into());

@@ -1,4 +1,4 @@
-//! Writes to standard output: lines, and rows as a table that fits the text.
+//! Writes lines to standard output and standard error, and rows as a table that fits the text.
 
 use std::io::Write;
 
@@ -11,9 +11,23 @@ macro_rules! say {
 }
 pub(crate) use say;
 
+/// Writes a line to standard error, as `eprintln!` does, but without a panic when
+/// nobody reads on: a run must not die of a message that cannot be told.
+macro_rules! tell {
+    ($($text:tt)*) => {
+        $crate::show::aside(&format!($($text)*))
+    };
+}
+pub(crate) use tell;
+
 /// Writes a line to standard output. A reader that has gone away is no error of ours.
 pub fn line(text: &str) {
     let _ = writeln!(std::io::stdout(), "{text}");
+}
+
+/// Writes a line to standard error. A reader that has gone away is no error of ours.
+pub fn aside(text: &str) {
+    let _ = writeln!(std::io::stderr(), "{text}");
 }
 
 /// Prints a table: columns as wide as their widest cell, the last one as it is.

@@ -24,7 +24,7 @@ use tonic::transport::Channel;
 
 use crate::args::{OutputFormat, SubmitArgs};
 use crate::exit::Refused;
-use crate::show::say;
+use crate::show::{say, tell};
 use crate::{connect, modules};
 
 /// Runs the command.
@@ -64,7 +64,7 @@ pub async fn main(args: SubmitArgs, output: OutputFormat) -> anyhow::Result<Exit
         say!("{}", serde_json::json!({"reports": reports, "hops": hops, "arrived": arrived}));
     }
     if !arrived {
-        eprintln!("not everything arrived within {} s; `pipedoc status` tells which step waits", args.timeout);
+        tell!("not everything arrived within {} s; `pipedoc status` tells which step waits", args.timeout);
     }
     Ok(if failed || !arrived { ExitCode::from(crate::exit::FAILED) } else { ExitCode::SUCCESS })
 }

@@ -28,7 +28,7 @@ use self::ledger::{Counts, Ledger};
 use self::progress::Progress;
 use crate::args::{OutputFormat, RunArgs};
 use crate::exit::{self, Refused};
-use crate::show::say;
+use crate::show::{say, tell};
 use crate::{connect, load, modules};
 
 /// How long steps may finish what is in flight when the run is interrupted.
@@ -79,7 +79,7 @@ pub async fn main(args: RunArgs, output: OutputFormat) -> anyhow::Result<ExitCod
         }
         Ended::Interrupted => {
             report.show(&ledger, output);
-            eprintln!("interrupted; the same command goes on where this one stopped");
+            tell!("interrupted; the same command goes on where this one stopped");
             Ok(ExitCode::from(exit::INTERRUPTED))
         }
         Ended::Failed(reason) => {
@@ -92,6 +92,7 @@ pub async fn main(args: RunArgs, output: OutputFormat) -> anyhow::Result<ExitCod
 fn plan(args: &RunArgs) -> anyhow::Result<(Vec<StepPlan>, pipedoc_model::plan::Plan)> {
     let file = load::read(&args.pipeline)?;
     let variables = load::variables(&file, args.input.as_deref(), &args.out, &args.variables)?;
+    keep_apart(variables.get("in"), variables.get("out"))?;
     let name = file.path.display().to_string();
     let parsed = pipedoc_model::pipeline::parse(&file.text, &name, &variables, &modules::known(), true)?;
     for warning in &parsed.warnings {
@@ -107,6 +108,18 @@ fn plan(args: &RunArgs) -> anyhow::Result<(Vec<StepPlan>, pipedoc_model::plan::P
     Ok((plan.steps.clone(), plan))
 }
 
+/// Refuses one folder for both ends: each result would be the next document, for ever.
+fn keep_apart(input: Option<&String>, out: Option<&String>) -> anyhow::Result<()> {
+    let real = |folder: Option<&String>| folder.and_then(|folder| Path::new(folder).canonicalize().ok());
+    match real(input) {
+        Some(folder) if real(out).as_ref() == Some(&folder) => {
+            let folder = folder.display();
+            Err(Refused(format!("--in and --out are both {folder}; give another --out, or a folder inside")).into())
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Tells a connector that can to watch its source, unless its configuration says otherwise.
 fn watch(step: &mut StepPlan) {
     let known = modules::known();
@@ -118,15 +131,20 @@ fn watch(step: &mut StepPlan) {
 }
 
 fn warn(warning: &Problem) {
-    eprintln!("warning: {warning}");
+    tell!("warning: {warning}");
 }
 
 /// Opens and closes the modules at the pipeline's ends before anything is made: a
 /// missing source or a place that cannot be written is told while nothing is done.
+/// Sinks are opened only when all sources are there, since they make their folders.
 async fn preflight(steps: &[StepPlan]) -> anyhow::Result<()> {
     let factories = modules::factories();
     let mut problems = Vec::new();
-    for step in steps.iter().filter(|step| step.step_type != StepType::Pipeline) {
+    let of = |step_type| steps.iter().filter(move |step| step.step_type == step_type);
+    for step in of(StepType::Connector).chain(of(StepType::Sink)) {
+        if step.step_type == StepType::Sink && !problems.is_empty() {
+            break;
+        }
         let Some(factory) = factories.iter().find(|factory| factory.info().module == step.module) else { continue };
         let config = match pipedoc_sdk::secrets::expand(&step.config) {
             Ok(config) => config,

@@ -9,6 +9,7 @@ use pipedoc_model::step::StepPlan;
 use pipedoc_sdk::instance::{StepState, StepStatus};
 
 use super::ledger::Counts;
+use crate::show::tell;
 
 /// How often a plain line is written.
 const PLAIN_EVERY: Duration = Duration::from_secs(5);
@@ -71,7 +72,7 @@ impl Progress {
                 let line =
                     format!("found {}, dead letters {}; done: {}", counts.found, counts.dead_letters, steps.join(", "));
                 if line != *said {
-                    eprintln!("{line}");
+                    tell!("{line}");
                     *said = line;
                 }
             }

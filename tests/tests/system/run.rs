@@ -253,6 +253,36 @@ fn bad_setups_are_refused_with_a_clear_error_and_nothing_half_done() {
 }
 
 #[test]
+fn a_message_that_nobody_reads_does_not_end_the_run() {
+    let desk = Desk::new();
+    desk.write("a.txt", "a");
+    // Gives a warning, so there is something to tell.
+    let mut command = desk.command(&["--var", "unused=1"]);
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let output = command.stderr(writer).output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    assert_eq!(count(&summary(&output), "delivered"), 1);
+}
+
+#[test]
+fn one_folder_for_both_ends_is_refused() {
+    let desk = Desk::new();
+    desk.write("a.txt", "a");
+    std::os::unix::fs::symlink(desk.path("in"), desk.path("other-name")).unwrap();
+    for out in ["in", "other-name"] {
+        let output = desk.text_command().args(["--out", out]).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(2), "{said}");
+        assert!(said.contains("--in and --out are both"), "{said}");
+        assert_eq!(fs::read_dir(desk.path("in")).unwrap().count(), 1, "something was left behind");
+    }
+    // A folder inside is fine: the connector leaves it out.
+    assert_eq!(count(&desk.run(&["--out", "in/out"]), "found"), 1);
+    assert_eq!(count(&desk.run(&["--out", "in/out"]), "found"), 1);
+}
+
+#[test]
 fn a_file_with_five_mistakes_is_told_all_five_with_their_lines() {
     let desk = Desk::new();
     let text = r#"pipeline: Desk

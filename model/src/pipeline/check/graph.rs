@@ -42,8 +42,10 @@ impl Checker<'_> {
                 reported[*step] = true;
             }
             let (last, output) = path.last().copied().unwrap_or((start, 0));
-            let message =
-                format!("documents can go round for ever: {}; give one of these steps `max_hops`", shown.join(" → "));
+            let message = format!(
+                "documents can go round this cycle for ever: {}; give one of its steps `max_hops`",
+                shown.join(" → ")
+            );
             let at = self.output_path(last, output, steps);
             self.error(&at, message);
         }
