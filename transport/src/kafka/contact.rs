@@ -57,6 +57,8 @@ impl Contact {
                     self.lost.store(true, Ordering::Relaxed);
                 }
             }
+            // No trouble: it is told as an event to those who read.
+            Some(RDKafkaErrorCode::PartitionEOF) => {}
             // Missing topics are noticed by those who look them up.
             Some(RDKafkaErrorCode::UnknownTopicOrPartition) => tracing::debug!(reason, "kafka client"),
             _ => tracing::warn!(kafka = %self.addresses, %error, reason, "kafka client"),
