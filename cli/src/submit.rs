@@ -139,6 +139,7 @@ struct Hop {
 struct Follower {
     log: std::sync::Arc<dyn Log>,
     steps: Vec<StepPlan>,
+    topics: BTreeSet<Topic>,
     consumer: std::sync::Arc<dyn pipedoc_transport::log::Consumer>,
     began: i64,
 }
@@ -157,16 +158,18 @@ impl Follower {
             pipedoc_model::plan::plan(&ClusterName::new(&status.cluster)?, &[parsed.config], &Default::default()).steps;
 
         let log = connect::existing_log(args.log.as_ref(), &args.data).await?;
-        let mut assigned = Vec::new();
+        let mut read = BTreeSet::new();
         for topic in steps.iter().flat_map(topics) {
-            let Some(info) = log.topic(&topic).await? else { continue };
-            assigned.extend((0..info.partitions).map(|n| (TopicPartition::new(topic.clone(), n), Start::Latest)));
+            if log.topic(&topic).await?.is_some() {
+                read.insert(topic);
+            }
         }
-        assigned.sort_by(|a, b| a.0.cmp(&b.0));
-        assigned.dedup_by(|a, b| a.0 == b.0);
+        // Offsets, not `Latest`: some logs look that up only when reading begins, and
+        // then the document may have passed already.
+        let assigned = ends(&*log, &read).await?.into_iter().map(|(source, end)| (source, Start::At(end))).collect();
         let consumer = log.consumer(ConsumerConfig::new("pipedoc-submit", Subscription::Assigned(assigned))).await?;
         let began = time_now();
-        Ok(Self { log, steps, consumer, began })
+        Ok(Self { log, steps, topics: read, consumer, began })
     }
 
     /// Follows until every journey has ended in a sink or in dead letters.
@@ -180,6 +183,8 @@ impl Follower {
         let mut hops: Vec<Hop> = Vec::new();
         let mut open: BTreeMap<(String, TopicPartition), i64> = BTreeMap::new();
         let mut seen = BTreeSet::new();
+        // Ends as they were when nothing was open any more.
+        let mut goal: Option<BTreeMap<TopicPartition, i64>> = None;
         let mut look = tokio::time::interval(Duration::from_millis(20));
         while Instant::now() < deadline {
             tokio::select! {
@@ -191,6 +196,7 @@ impl Follower {
                             continue;
                         }
                         seen.insert(stream.to_owned());
+                        goal = None;
                         let hop = Hop {
                             stream_id: stream.to_owned(),
                             document: record.headers.get_str(headers::DOCUMENT_ID).unwrap_or_default().to_owned(),
@@ -216,7 +222,17 @@ impl Follower {
                 }
                 _ = look.tick() => {
                     self.settle(&mut open, output).await?;
-                    if open.is_empty() && seen.len() == streams.len() {
+                    if !open.is_empty() || seen.len() < streams.len() {
+                        continue;
+                    }
+                    // A step writes its results before it commits: when all up to these
+                    // ends was read and nothing came, there is nothing more to come.
+                    let goal = match &mut goal {
+                        Some(goal) => goal,
+                        none => none.insert(ends(&*self.log, &self.topics).await?),
+                    };
+                    let positions = self.consumer.positions();
+                    if goal.iter().all(|(source, end)| positions.get(source).is_some_and(|at| at >= end)) {
                         return Ok((hops, true));
                     }
                 }
@@ -258,6 +274,16 @@ impl Follower {
         let names: Vec<_> = self.steps.iter().filter(of).map(|step| step.id.step.to_string()).collect();
         names.join(", ")
     }
+}
+
+/// The ends of all partitions of some topics.
+async fn ends(log: &dyn Log, topics: &BTreeSet<Topic>) -> anyhow::Result<BTreeMap<TopicPartition, i64>> {
+    let mut all = BTreeMap::new();
+    for topic in topics {
+        let partitions = (0..).zip(log.ends(topic).await?);
+        all.extend(partitions.map(|(n, ends)| (TopicPartition::new(topic.clone(), n), ends.end)));
+    }
+    Ok(all)
 }
 
 /// Topics by name in which a step's records lie: its inputs and its dead letters.
