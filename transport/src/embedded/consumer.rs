@@ -159,9 +159,16 @@ impl<B: Backend> Shared<B> {
     fn expel(&self, state: &mut State) -> Option<MemberId> {
         let member = state.member.take()?;
         state.topics.clear();
-        let lost = state.owned.clear();
-        // What was queued speaks of partitions that are gone.
-        state.events.clear();
+        let mut lost = state.owned.clear();
+        // What was queued speaks of partitions that are gone. That they go must be
+        // told all the same, or their reader would take them for its own for ever.
+        for event in state.events.drain(..) {
+            match event {
+                Event::Lost(sources) => lost.extend(sources),
+                Event::Revoked(revocation) => lost.extend(revocation.partitions.iter().cloned()),
+                Event::Assigned(_) | Event::Records(_) | Event::EndOfPartition { .. } | Event::OffsetsGone { .. } => {}
+            }
+        }
         tell(&mut state.events, lost);
         self.ear.interest(BTreeSet::new());
         Some(member)

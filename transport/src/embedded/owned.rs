@@ -242,7 +242,8 @@ impl OwnedPartitions {
 
     /// The reads to begin now, in turn; they count as under way.
     pub(super) fn wanted(&mut self) -> Vec<Wanted> {
-        let busy = |owned: &Owned| !owned.paused && (owned.reading || owned.buffered.is_some());
+        // Of those paused or taken away nothing is waited for.
+        let busy = |owned: &Owned| !owned.paused && !owned.revoked && (owned.reading || owned.buffered.is_some());
         let mut room = AHEAD.saturating_sub(self.partitions.values().filter(|owned| busy(owned)).count());
         let mut wanted = Vec::new();
         for source in self.in_turn() {
@@ -320,5 +321,34 @@ pub(super) fn place(start: Start, ends: Ends) -> i64 {
 pub(super) fn tell(events: &mut VecDeque<Event>, lost: Vec<TopicPartition>) {
     if !lost.is_empty() {
         events.push_back(Event::Lost(lost));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use pipedoc_model::names::Topic;
+
+    use super::*;
+
+    fn grants(away: &[i32]) -> Vec<Grant> {
+        let grant = |partition| Grant {
+            source: TopicPartition::new(Topic::new("t").unwrap(), partition),
+            epoch: i64::from(partition) + 1,
+            wanted_away: away.contains(&partition),
+            committed: None,
+            ends: Ends { start: 0, end: 10 },
+        };
+        (0..3).map(grant).collect()
+    }
+
+    #[test]
+    fn others_are_read_while_partitions_are_given_up() {
+        let mut owned = OwnedPartitions::default();
+        owned.apply(grants(&[]), Start::Earliest);
+        let reading: Vec<i32> = owned.wanted().iter().map(|wanted| wanted.source.partition).collect();
+        assert_eq!(reading, [0, 1]);
+        assert_eq!(owned.apply(grants(&[0, 1]), Start::Earliest).revoked.len(), 2);
+        let reading: Vec<i32> = owned.wanted().iter().map(|wanted| wanted.source.partition).collect();
+        assert_eq!(reading, [2]);
     }
 }

@@ -1,7 +1,8 @@
 //! The file as the shared machinery of the embedded logs sees it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use futures::FutureExt;
@@ -15,6 +16,9 @@ use crate::embedded::hub::Hub;
 use crate::embedded::{self, Fetched, Grant, Joining, Limits, MemberId, MemberOffsets};
 use crate::error::{Error, Result};
 use crate::log::{Delivered, Ends, OutgoingRecord, TopicPartition};
+
+/// How long a member that could not be taken out of its group waits to be so.
+const LEAVE_AGAIN: Duration = Duration::from_millis(500);
 
 /// One handle on the file. Producers need less and outlive it.
 pub(super) struct Backend {
@@ -75,8 +79,13 @@ impl embedded::Backend for Backend {
 
     async fn leave(&self, group: &str, member: MemberId) -> Result<()> {
         self.shared.session.left(member);
-        let group = group.to_owned();
-        self.shared.writer.call(false, move |tx| groups::leave(tx, &group, member)).await
+        let left = self.shared.leave(group, member).await;
+        if left.as_ref().is_err_and(Error::is_retryable) {
+            // The session goes on with other members: nobody else would ever take
+            // this one out.
+            tokio::spawn(leave_later(Arc::downgrade(&self.shared), group.to_owned(), member));
+        }
+        left
     }
 
     async fn commit(&self, offsets: MemberOffsets) -> Result<()> {
@@ -155,5 +164,24 @@ impl embedded::Backend for Backend {
             Ok(delivered)
         };
         self.shared.writer.call(true, work).await
+    }
+}
+
+impl Shared {
+    async fn leave(&self, group: &str, member: MemberId) -> Result<()> {
+        let group = group.to_owned();
+        self.writer.call(false, move |tx| groups::leave(tx, &group, member)).await
+    }
+}
+
+/// Takes a member out of its group as soon as the file can be written again.
+async fn leave_later(shared: Weak<Shared>, group: String, member: MemberId) {
+    loop {
+        tokio::time::sleep(LEAVE_AGAIN).await;
+        let Some(shared) = shared.upgrade() else { return };
+        match shared.leave(&group, member).await {
+            Err(error) if error.is_retryable() => {}
+            _ => return,
+        }
     }
 }

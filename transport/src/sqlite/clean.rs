@@ -21,6 +21,9 @@ const COMPACT_AFTER: i64 = 1000;
 /// How long a tombstone stays, as Kafka's `delete.retention.ms`.
 const TOMBSTONES: i64 = 24 * 3600 * 1000;
 
+/// What is to be done between two transactions.
+type Meanwhile<'a> = &'a mut dyn FnMut(&Connection);
+
 /// What one process remembers of its cleaning.
 #[derive(Debug, Default)]
 pub(super) struct Cleaner {
@@ -28,8 +31,14 @@ pub(super) struct Cleaner {
 }
 
 impl Cleaner {
-    /// Cleans once over everything, if no other process does.
-    pub(super) fn step(&mut self, shared: &Shared, connection: &Connection) -> rusqlite::Result<()> {
+    /// Cleans once over everything, if no other process does. That may take long:
+    /// `meanwhile` is called after each transaction.
+    pub(super) fn step(
+        &mut self,
+        shared: &Shared,
+        connection: &Connection,
+        meanwhile: Meanwhile<'_>,
+    ) -> rusqlite::Result<()> {
         let lock = match &self.lock {
             Some(lock) => lock,
             None => {
@@ -40,13 +49,13 @@ impl Cleaner {
         if lock.try_lock().is_err() {
             return Ok(());
         }
-        let cleaned = clean(shared, connection);
+        let cleaned = clean(shared, connection, meanwhile);
         let _ = lock.unlock();
         cleaned
     }
 }
 
-fn clean(shared: &Shared, connection: &Connection) -> rusqlite::Result<()> {
+fn clean(shared: &Shared, connection: &Connection, meanwhile: Meanwhile<'_>) -> rusqlite::Result<()> {
     for topic in load_topics(connection)?.into_values() {
         let settings = &topic.info.settings;
         for id in topic.partitions {
@@ -66,11 +75,11 @@ fn clean(shared: &Shared, connection: &Connection) -> rusqlite::Result<()> {
                 });
             }
             if settings.compact == Some(true) {
-                compact(shared, connection, id)?;
+                compact(shared, connection, meanwhile, id)?;
             }
         }
     }
-    collect(shared, connection)
+    collect(shared, connection, meanwhile)
 }
 
 /// Where a partition has to begin so that nothing in it is too old or too much.
@@ -106,7 +115,7 @@ fn beyond_retention(
 
 /// Removes records that a newer one of the same key has superseded, and
 /// tombstones that are old enough. The newest record of each key stays.
-fn compact(shared: &Shared, connection: &Connection, id: i64) -> rusqlite::Result<()> {
+fn compact(shared: &Shared, connection: &Connection, meanwhile: Meanwhile<'_>, id: i64) -> rusqlite::Result<()> {
     let (next, cleaned): (i64, i64) = connection
         .prepare_cached("SELECT next, cleaned FROM partitions WHERE id = ?")?
         .query_row([id], |row| Ok((row.get(0)?, row.get(1)?)))?;
@@ -144,6 +153,7 @@ fn compact(shared: &Shared, connection: &Connection, id: i64) -> rusqlite::Resul
             }
             Ok(())
         });
+        meanwhile(connection);
     }
     shared.writer.wait(move |tx| {
         tx.sql().execute("UPDATE partitions SET cleaned = ? WHERE id = ?", [next, id])?;
@@ -153,7 +163,7 @@ fn compact(shared: &Shared, connection: &Connection, id: i64) -> rusqlite::Resul
 }
 
 /// Removes what was marked as garbage.
-fn collect(shared: &Shared, connection: &Connection) -> rusqlite::Result<()> {
+fn collect(shared: &Shared, connection: &Connection, meanwhile: Meanwhile<'_>) -> rusqlite::Result<()> {
     loop {
         let marked: Option<(i64, i64)> = connection
             .prepare_cached("SELECT partition, before FROM garbage LIMIT 1")?
@@ -179,6 +189,7 @@ fn collect(shared: &Shared, connection: &Connection) -> rusqlite::Result<()> {
         if !done {
             return Ok(());
         }
+        meanwhile(connection);
     }
 }
 

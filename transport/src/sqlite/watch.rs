@@ -68,8 +68,14 @@ fn watch(shared: &Weak<Shared>, bells: &Receiver<()>) {
         }
         if Instant::now() >= clean_due {
             clean_due = Instant::now() + CLEAN;
+            // Heartbeats and bells do not wait until everything is clean.
+            let mut meanwhile = |connection: &Connection| {
+                if let Err(error) = attend(&shared, connection, &mut beat_due) {
+                    tracing::warn!(path = %shared.path.display(), %error, "could not look at the log file");
+                }
+            };
             if let Some(connection) = &connection
-                && let Err(error) = cleaner.step(&shared, connection)
+                && let Err(error) = cleaner.step(&shared, connection, &mut meanwhile)
             {
                 tracing::warn!(path = %shared.path.display(), %error, "could not clean the log file");
             }
@@ -80,23 +86,41 @@ fn watch(shared: &Weak<Shared>, bells: &Receiver<()>) {
 fn look(shared: &Shared, connection: &mut Option<Connection>, beat_due: &mut Instant) -> rusqlite::Result<()> {
     let connection = match connection {
         Some(connection) => connection,
-        None => connection.insert(file::reader(&shared.path)?),
+        None => match file::reader(&shared.path) {
+            Ok(reader) => connection.insert(reader),
+            Err(error) => {
+                // Who cannot read for a moment is alive all the same.
+                beat_if_due(shared, beat_due);
+                return Err(error);
+            }
+        },
     };
+    attend(shared, connection, beat_due)
+}
+
+/// Looks for what others wrote and, when a heartbeat is due, for members that died.
+fn attend(shared: &Shared, connection: &Connection, beat_due: &mut Instant) -> rusqlite::Result<()> {
+    let beat = beat_if_due(shared, beat_due);
     if shared.bell.hub.has_ears() {
         shared.bell.look(connection)?;
     }
-    if Instant::now() < *beat_due {
-        return Ok(());
-    }
-    *beat_due = Instant::now() + shared.session.interval();
-    if !shared.session.is_needed() {
-        return Ok(());
-    }
-    beat(shared);
-    if !groups::expired(connection)?.is_empty() {
+    if beat && !groups::expired(connection)?.is_empty() {
         shared.writer.later(false, |tx| groups::expire(tx).map_err(Fault::from), |_| {});
     }
     Ok(())
+}
+
+/// Sends a heartbeat if one is due and anybody needs it; whether it did.
+fn beat_if_due(shared: &Shared, beat_due: &mut Instant) -> bool {
+    if Instant::now() < *beat_due {
+        return false;
+    }
+    *beat_due = Instant::now() + shared.session.interval();
+    let needed = shared.session.is_needed();
+    if needed {
+        beat(shared);
+    }
+    needed
 }
 
 /// Says that this process is alive.
