@@ -23,12 +23,25 @@ pub async fn existing_log(url: Option<&LogUrl>, data: &Path) -> anyhow::Result<A
     log(url, data).await
 }
 
-/// Connects to an engine.
+/// Connects to an engine; tries for five seconds.
 pub async fn engine(address: &str) -> anyhow::Result<tonic::transport::Channel> {
     let endpoint = tonic::transport::Endpoint::from_shared(address.to_owned())
         .with_context(|| format!("--engine {address} is no URL such as http://127.0.0.1:7400"))?
         .connect_timeout(std::time::Duration::from_secs(5));
-    endpoint.connect().await.with_context(|| format!("no engine answers at {address}; start one with `pipedoc engine`"))
+    // An engine that was started a moment ago gets a chance.
+    let patience = std::time::Instant::now() + std::time::Duration::from_secs(5);
+    loop {
+        match endpoint.connect().await {
+            Ok(channel) => return Ok(channel),
+            Err(_) if std::time::Instant::now() < patience => {
+                tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+            }
+            Err(error) => {
+                let context = format!("no engine answers at {address}; start one with `pipedoc engine`");
+                return Err(anyhow::Error::new(error).context(context));
+            }
+        }
+    }
 }
 
 /// Turns a gRPC status into an error that people can read.

@@ -68,8 +68,8 @@ fn list(names: &[String]) -> String {
 /// Runs `apply`.
 pub async fn apply(args: ApplyArgs, output: OutputFormat) -> anyhow::Result<ExitCode> {
     let file = load::read(&args.pipeline)?;
-    let variables: HashMap<_, _> =
-        load::variables(&file, None, Path::new("out"), &args.variables)?.into_iter().collect();
+    // Nothing is filled in from the current folder: what is applied runs elsewhere.
+    let variables: HashMap<_, _> = args.variables.into_iter().collect();
     let request = ApplyRequest {
         text: file.text,
         file: file.path.display().to_string(),

@@ -28,7 +28,8 @@ use crate::status;
 use crate::store::Store;
 use crate::view::View;
 
-/// How long an apply waits for the plan that follows from it.
+/// How long an apply waits for the plan that follows from it, and a call to an
+/// engine that has just started for its first one.
 const PLANNED_WITHIN: Duration = Duration::from_secs(5);
 
 /// How long open connections may finish when the engine stops.
@@ -214,7 +215,8 @@ impl Engine {
     /// # Errors
     /// When there is no such pipeline.
     pub async fn status(&self, pipeline: &str) -> Result<v1::StatusResponse, Error> {
-        let view = self.view().borrow().clone();
+        // All of it is shown also while the store or the log is away: that is what is wrong then.
+        let view = if pipeline.is_empty() { self.view().borrow().clone() } else { self.planned().await? };
         let only = match pipeline {
             "" => None,
             name => Some(view.pipeline(name).ok_or_else(|| Error::UnknownPipeline {
@@ -231,8 +233,18 @@ impl Engine {
     /// # Errors
     /// When the request cannot be right, or the log cannot be used.
     pub async fn submit(&self, request: v1::SubmitRequest) -> Result<Vec<v1::DeliveryReport>, Error> {
-        let view = self.view().borrow().clone();
+        let view = self.planned().await?;
         self.0.intake.submit(&view, request).await
+    }
+
+    /// What is planned. An engine that has just started first looks at its store.
+    async fn planned(&self) -> Result<Arc<View>, Error> {
+        let mut view = self.view();
+        let looked = tokio::time::timeout(PLANNED_WITHIN, view.wait_for(|view| view.looked)).await;
+        match looked {
+            Ok(Ok(view)) => Ok(Arc::clone(&view)),
+            _ => Err(Error::NotReady),
+        }
     }
 
     /// What is planned, as it changes.

@@ -44,6 +44,9 @@ pub enum Error {
         /// The field.
         field: &'static str,
     },
+    /// The engine has just started, and knows nothing of pipelines.
+    #[error("the engine has not read its configuration yet; try again in a moment")]
+    NotReady,
     /// The store cannot be used.
     #[error("the configuration store cannot be used: {}", chain(.0))]
     Store(#[from] store::Error),

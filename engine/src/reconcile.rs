@@ -137,8 +137,12 @@ impl Reconciler {
 
     /// One pass; gives when the next is due at the latest.
     async fn pass(&mut self) -> Instant {
+        let mut looked = false;
         let outcome = match self.look().await {
-            Ok(outcome) => outcome,
+            Ok(outcome) => {
+                looked = true;
+                outcome
+            }
             // Another engine was faster: look at what it did.
             Err(Error::Store(store::Error::Conflict { .. })) => return Instant::now() + GATHER,
             Err(Error::Text(Problems(problems))) => Outcome { problems, again: Instant::now() + AGAIN },
@@ -148,13 +152,15 @@ impl Reconciler {
             }
         };
         self.view.send_if_modified(|view| {
-            if view.problems == outcome.problems {
+            if view.problems == outcome.problems && (view.looked || !looked) {
                 return false;
             }
             for problem in outcome.problems.iter().filter(|problem| !view.problems.contains(problem)) {
                 tracing::warn!(%problem, "something is wrong; what runs goes on");
             }
-            Arc::make_mut(view).problems = outcome.problems;
+            let view = Arc::make_mut(view);
+            view.problems = outcome.problems;
+            view.looked |= looked;
             true
         });
         outcome.again
@@ -296,6 +302,7 @@ impl Reconciler {
             Some(PipelineView { name, revision, steps })
         });
         let view = View {
+            looked: true,
             generation: Some(head.generation),
             seen: head.generation,
             pipelines: pipelines.collect(),

@@ -46,6 +46,8 @@ pub struct PipelineView {
 /// What an engine has planned last.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct View {
+    /// Whether the store was looked at: before that, nothing is known of pipelines.
+    pub looked: bool,
     /// Generation of the head that was planned; none while there is no head,
     /// which is "no news": instances are told nothing then.
     pub generation: Option<Generation>,

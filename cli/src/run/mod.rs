@@ -71,7 +71,11 @@ pub async fn main(args: RunArgs, output: OutputFormat) -> anyhow::Result<ExitCod
     drop(instance);
 
     let complete = matches!(ended, Ended::Done);
-    let report = Report { counts: ledger.counts(), complete, out: args.out.clone(), took: started.elapsed() };
+    let place = match &args.log {
+        Some(log) => format!("--log {log}"),
+        None => format!("--data {}", data.path.display()),
+    };
+    let report = Report { counts: ledger.counts(), complete, out: args.out.clone(), place, took: started.elapsed() };
     match ended {
         Ended::Done => {
             report.show(&ledger, output);
@@ -266,6 +270,8 @@ struct Report {
     /// Whether everything found has come to its end.
     complete: bool,
     out: PathBuf,
+    /// How other commands are told of the log.
+    place: String,
     took: Duration,
 }
 
@@ -291,7 +297,7 @@ impl Report {
                     if dead.len() > 20 {
                         say!("  … and more");
                     }
-                    say!("  see them all: pipedoc dlq list --data {}", self.out.join(".pipedoc").display());
+                    say!("  see them all: pipedoc dlq list {}", self.place);
                 }
                 say!("\nresults: {}", self.out.display());
             }

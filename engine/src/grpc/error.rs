@@ -10,6 +10,7 @@ impl From<Error> for Status {
             Error::UnknownPipeline { .. } | Error::UnknownStep { .. } => Code::NotFound,
             Error::AmbiguousStep { .. } | Error::Invalid(_) => Code::InvalidArgument,
             Error::NotSupported { .. } => Code::Unimplemented,
+            Error::NotReady => Code::Unavailable,
             Error::Store(source) if source.is_retryable() => Code::Unavailable,
             Error::Log(source) if source.is_retryable() => Code::Unavailable,
             Error::Store(_) | Error::Log(_) => Code::Internal,
