@@ -17,7 +17,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 pub struct Error {
     retryable: bool,
     kind: &'static str,
-    storage_full: bool,
+    storage: Storage,
     source: Box<dyn StdError + Send + Sync>,
 }
 
@@ -68,12 +68,18 @@ impl Error {
     /// that meets a retryable error of this kind waits for room; no attempt counts.
     #[must_use]
     pub fn is_storage_full(&self) -> bool {
-        self.storage_full
+        self.storage == Storage::Full
+    }
+
+    /// Whether the log's file is damaged or cannot be used, according to the error or
+    /// any of its causes: only a person can mend that.
+    pub(crate) fn is_log_broken(&self) -> bool {
+        self.storage == Storage::Broken
     }
 
     fn new(retryable: bool, kind: &'static str, source: Box<dyn StdError + Send + Sync>) -> Self {
-        let storage_full = is_storage_full(source.as_ref());
-        Self { retryable, kind, storage_full, source }
+        let storage = Storage::of(source.as_ref());
+        Self { retryable, kind, storage, source }
     }
 
     /// The same error again, for another document that it struck; its causes are
@@ -128,19 +134,36 @@ impl fmt::Debug for Error {
     }
 }
 
-/// Looks through an error and its causes.
-fn is_storage_full(error: &(dyn StdError + 'static)) -> bool {
-    use std::io::ErrorKind::{QuotaExceeded, StorageFull};
-    let full = if let Some(error) = error.downcast_ref::<std::io::Error>() {
-        matches!(error.kind(), StorageFull | QuotaExceeded)
-    } else if let Some(error) = error.downcast_ref::<log::Error>() {
-        matches!(error, log::Error::File { problem: FileProblem::Full, .. })
-    } else if let Some(error) = error.downcast_ref::<rusqlite::Error>() {
-        error.sqlite_error_code() == Some(rusqlite::ErrorCode::DiskFull)
-    } else {
-        matches!(error.downcast_ref(), Some(objects::Error::Full { .. }))
-    };
-    full || error.source().is_some_and(is_storage_full)
+/// What is wrong with what is written to, as far as an error tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Storage {
+    /// Nothing that is known.
+    Fine,
+    /// A disk is full.
+    Full,
+    /// The log's file is damaged or cannot be used.
+    Broken,
+}
+
+impl Storage {
+    /// Looks through an error and its causes.
+    fn of(error: &(dyn StdError + 'static)) -> Self {
+        use std::io::ErrorKind::{QuotaExceeded, StorageFull};
+        let full = if let Some(error) = error.downcast_ref::<std::io::Error>() {
+            matches!(error.kind(), StorageFull | QuotaExceeded)
+        } else if let Some(log::Error::File { problem, .. }) = error.downcast_ref() {
+            return match problem {
+                FileProblem::Full => Self::Full,
+                FileProblem::Locked => Self::Fine,
+                _ => Self::Broken,
+            };
+        } else if let Some(error) = error.downcast_ref::<rusqlite::Error>() {
+            error.sqlite_error_code() == Some(rusqlite::ErrorCode::DiskFull)
+        } else {
+            matches!(error.downcast_ref(), Some(objects::Error::Full { .. }))
+        };
+        if full { Self::Full } else { error.source().map_or(Self::Fine, Self::of) }
+    }
 }
 
 #[derive(Debug)]

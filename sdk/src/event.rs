@@ -102,6 +102,12 @@ pub enum Event {
         /// What could not be written, the whole chain.
         error: String,
     },
+    /// The log's file is damaged or cannot be used. The step tries again for as long as
+    /// it is wanted, but only a person can mend that.
+    LogBroken {
+        /// What could not be done, the whole chain.
+        error: String,
+    },
     /// Something else failed that concerns no single document.
     Error {
         /// What.

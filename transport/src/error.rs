@@ -150,7 +150,7 @@ pub enum FileProblem {
     #[error("its disk is full; nothing that was acknowledged is lost, and it goes on when there is room")]
     Full,
     /// Its content is damaged.
-    #[error("it is damaged; `pipedoc doctor` tells what can be saved")]
+    #[error("it is damaged; move it and its -wal and -shm files away, and what was not finished is sent anew")]
     Corrupt,
     /// Somebody has locked it for too long.
     #[error("another program holds a lock on it")]

@@ -97,7 +97,7 @@ impl Ledger {
     }
 
     /// Why the run cannot go on, once something happened that only a person can mend:
-    /// a full disk.
+    /// a full disk, a damaged log.
     pub fn trouble(&self) -> Option<String> {
         self.state.lock().trouble.clone()
     }
@@ -125,7 +125,7 @@ impl Observer for Ledger {
                 fate.unchanged = true;
             }
             Event::Deleted { .. } => state.deleted += 1,
-            Event::StorageFull { error } => state.trouble = Some(error.clone()),
+            Event::StorageFull { error } | Event::LogBroken { error } => state.trouble = Some(error.clone()),
             Event::Done { document, tombstone: false, .. } if self.sinks.contains(step) => {
                 state.fates.entry(key(document)).or_default().stored = true;
             }

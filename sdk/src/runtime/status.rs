@@ -168,14 +168,16 @@ impl Board {
         let words = error.to_string();
         tracing::warn!(step = %self.id, error = words, "the step has trouble");
         self.error(&words);
-        self.wait_for_room(error);
+        self.tell_of_storage(error);
         self.event(&Event::Error { error: words });
     }
 
-    /// Tells of full storage, if that is what is wrong.
-    pub(crate) fn wait_for_room(&self, error: &Error) {
+    /// Tells of full storage or of a broken log, if that is what is wrong.
+    pub(crate) fn tell_of_storage(&self, error: &Error) {
         if error.is_storage_full() {
             self.event(&Event::StorageFull { error: error.to_string() });
+        } else if error.is_log_broken() {
+            self.event(&Event::LogBroken { error: error.to_string() });
         }
     }
 

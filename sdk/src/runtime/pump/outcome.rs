@@ -125,7 +125,7 @@ impl Pump {
         delivery.stage = Stage::Waiting;
         let (lane, attempts) = (delivery.lane, delivery.attempts);
         self.lanes.wait(lane, id, Some(Instant::now() + wait));
-        self.board.wait_for_room(&error);
+        self.board.tell_of_storage(&error);
         let error = error.to_string();
         tracing::debug!(step = %self.shop.plan.id, document = about.document, attempts, error, "an attempt failed");
         self.board.error(&error);

@@ -252,7 +252,7 @@ impl Pump {
                 let unusable = !error.is_retryable() && !matches!(error, log::Error::Fenced { .. });
                 let error = Error::from(error).context("committing failed");
                 self.board.error(&error.to_string());
-                self.board.wait_for_room(&error);
+                self.board.tell_of_storage(&error);
                 self.event(Event::CommitFailed { error: error.to_string() });
                 if unusable {
                     self.fatal = Some(error);
