@@ -59,6 +59,8 @@ pub async fn main(args: SubmitArgs, output: OutputFormat) -> anyhow::Result<Exit
         let streams = reports.iter().filter(|report| report.error.is_empty()).map(|report| report.stream_id.clone());
         (hops, arrived) = follower.follow(streams.collect(), Duration::from_secs(args.timeout), output).await?;
     }
+    // Topics are read side by side: what was written later may be read first.
+    hops.sort_by_key(|hop| (hop.written_ms, hop.hop));
     if output == OutputFormat::Json {
         let reports: Vec<_> = reports.iter().map(report_json).collect();
         say!("{}", serde_json::json!({"reports": reports, "hops": hops, "arrived": arrived}));
@@ -125,6 +127,8 @@ fn report_json(report: &DeliveryReport) -> serde_json::Value {
 struct Hop {
     stream_id: String,
     document: String,
+    /// How many steps the journey had made.
+    hop: i64,
     /// The step that reads the record, or whose dead letter it is.
     step: String,
     topic: String,
@@ -200,6 +204,7 @@ impl Follower {
                         let hop = Hop {
                             stream_id: stream.to_owned(),
                             document: record.headers.get_str(headers::DOCUMENT_ID).unwrap_or_default().to_owned(),
+                            hop: record.headers.get_i64(headers::HOP).unwrap_or(0),
                             step: self.reader(&batch.source.topic),
                             topic: batch.source.topic.to_string(),
                             partition: batch.source.partition,
