@@ -113,7 +113,7 @@ async fn members_stay_while_their_process_cleans_up() {
         let records = (0..5000).map(|_| OutgoingRecord::new(topic("old"), None, Some("x".into()))).collect();
         assert!(producer.send(records).await.unwrap().await.iter().all(Result::is_ok));
     }
-    let session = Duration::from_millis(800);
+    let session = Duration::from_secs(2);
     let one = member(&logs[0], "one", &["t"], session).await;
     own(&*one, 2).await;
     let two = member(&logs[1], "two", &["t"], session).await;

@@ -237,12 +237,18 @@ async fn writers_of_many_handles_all_get_their_turn() {
     let folder = tempfile::tempdir().unwrap();
     let log = open(folder.path()).await;
     ensure(&log, 4, TopicSettings::default()).await;
+    // All have opened the file before the clock starts: opening takes turns as well.
+    let mut handles = Vec::new();
+    for _ in 0..4 {
+        let log = open(folder.path()).await;
+        let producer = log.producer(ProducerConfig::default()).await.unwrap();
+        handles.push((log, producer));
+    }
     let until = Instant::now() + Duration::from_secs(3);
     let mut tasks = Vec::new();
-    for partition in 0..4 {
-        let log = open(folder.path()).await;
+    for (partition, (log, producer)) in (0..).zip(handles) {
         tasks.push(tokio::spawn(async move {
-            let producer = log.producer(ProducerConfig::default()).await.unwrap();
+            let _open = log;
             let mut sent = 0;
             while Instant::now() < until {
                 let reports = producer.send(vec![record(partition, format!("{sent:08}"))]).await.unwrap().await;
