@@ -1,6 +1,7 @@
 //! What callers of an engine are told when something cannot be done.
 
 use pipedoc_model::names::PipelineName;
+use pipedoc_model::problem::chain;
 
 use crate::store;
 
@@ -64,19 +65,4 @@ fn count(entrances: &[String]) -> String {
         [] => "no step without predecessors".to_owned(),
         many => format!("{} steps ({})", many.len(), many.join(", ")),
     }
-}
-
-/// An error with its causes, outermost first.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(error) = next {
-        let cause = error.to_string();
-        if !text.ends_with(&cause) {
-            text.push_str(": ");
-            text.push_str(&cause);
-        }
-        next = error.source();
-    }
-    text
 }

@@ -69,7 +69,7 @@ impl Reviewer {
             Err(error) => {
                 // Missing and empty are not the same: nothing was deleted.
                 self.gone.clear();
-                review.problems.push(Problem { message: crate::error::chain(error), ..Problem::default() });
+                review.problems.push(Problem { message: pipedoc_model::problem::chain(error), ..Problem::default() });
                 return review;
             }
         };

@@ -16,9 +16,10 @@ use pipedoc_transport::objects::{self, Objects};
 use tokio::sync::Mutex;
 
 use crate::clock;
-use crate::error::{Error, chain};
+use crate::error::Error;
 use crate::offload::{Offloaded, offload};
 use crate::view::{PipelineView, View};
+use pipedoc_model::problem::chain;
 
 /// Sends documents.
 pub(crate) struct Intake {

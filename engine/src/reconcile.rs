@@ -26,12 +26,12 @@ use tokio_util::sync::CancellationToken;
 use crate::catalog::{Catalog, Head, Note};
 use crate::clock;
 use crate::editor::Editor;
-use crate::error::chain;
 use crate::inbox::{Review, Reviewer};
 use crate::snapshot::{Facts, Reader, Snapshot};
 use crate::store;
 use crate::topics;
 use crate::view::{PipelineView, ReadyStep, View};
+use pipedoc_model::problem::chain;
 
 /// How often all is looked at though nothing was heard.
 const EVERY: Duration = Duration::from_secs(5);

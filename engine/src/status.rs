@@ -11,9 +11,9 @@ use pipedoc_proto::v1::{
 use pipedoc_transport::error::{Error as LogError, Result as LogResult};
 use pipedoc_transport::log::{Log, TopicPartition};
 
-use crate::error::chain;
 use crate::sessions::Attached;
 use crate::view::{PipelineView, View, serves};
+use pipedoc_model::problem::chain;
 
 /// Everything, or only what concerns one pipeline.
 pub(crate) async fn status(

@@ -60,3 +60,20 @@ impl fmt::Display for Problems {
         Ok(())
     }
 }
+
+/// An error with its causes, outermost first. A cause that the text ends with
+/// already is not said twice: transport errors tend to repeat what they wrap.
+#[must_use]
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(error) = next {
+        let cause = error.to_string();
+        if !text.ends_with(&cause) {
+            text.push_str(": ");
+            text.push_str(&cause);
+        }
+        next = error.source();
+    }
+    text
+}

@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use pipedoc_model::names::{ClusterName, ModuleName, StepId};
+use pipedoc_model::problem::chain;
 use pipedoc_proto::v1;
 use pipedoc_proto::v1::module_gateway_client::ModuleGatewayClient;
 use tokio::sync::{Mutex, mpsc, watch};
@@ -279,20 +280,4 @@ impl Attached {
             serve: self.config.serve.iter().map(ToString::to_string).collect(),
         }
     }
-}
-
-/// An error with its causes, outermost first.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(error) = next {
-        let cause = error.to_string();
-        // Transport errors tend to repeat what they wrap.
-        if !text.ends_with(&cause) {
-            text.push_str(": ");
-            text.push_str(&cause);
-        }
-        next = error.source();
-    }
-    text
 }

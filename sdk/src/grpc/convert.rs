@@ -1,7 +1,5 @@
 //! Messages to what modules know, and back. Pure.
 
-use pipedoc_model::registry::ModuleInfo;
-use pipedoc_model::step::StepType;
 use pipedoc_proto::v1;
 use pipedoc_proto::v1::process_data_response::Outcome;
 use prost_types::value::Kind;
@@ -12,26 +10,6 @@ use crate::output::{Content, Item, Output};
 
 /// Whole numbers up to here are exact in a `google.protobuf.Struct`.
 const EXACT: f64 = 9_007_199_254_740_992.0;
-
-/// A registration as modules send it.
-#[must_use]
-pub fn registration(info: &ModuleInfo) -> v1::ServiceRegistration {
-    v1::ServiceRegistration {
-        module: info.module.to_string(),
-        version: info.version.clone(),
-        step_types: info.step_types.iter().map(|step_type| proto_step_type(*step_type).into()).collect(),
-        config_schema: info.config_schema.to_string(),
-        description: info.description.clone(),
-    }
-}
-
-fn proto_step_type(step_type: StepType) -> v1::StepType {
-    match step_type {
-        StepType::Connector => v1::StepType::Connector,
-        StepType::Pipeline => v1::StepType::Pipeline,
-        StepType::Sink => v1::StepType::Sink,
-    }
-}
 
 /// A `Struct` as JSON. Its numbers are doubles: whole ones become whole numbers
 /// again; NaN and the infinities, which JSON does not have, become null.

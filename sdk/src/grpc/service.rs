@@ -68,7 +68,7 @@ impl PipeStepProcessor for Service {
         &self,
         _: Request<v1::GetServiceRegistrationRequest>,
     ) -> Result<Response<v1::ServiceRegistration>, Status> {
-        Ok(Response::new(convert::registration(self.0.factory.info())))
+        Ok(Response::new(self.0.factory.info().into()))
     }
 
     async fn process_data(

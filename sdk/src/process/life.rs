@@ -17,7 +17,7 @@ use super::signal::Signals;
 use crate::attach::{self, AttachConfig, KeptFile, Slot, attach};
 use crate::event::Unobserved;
 use crate::factory::Factory;
-use crate::grpc::{Server, convert};
+use crate::grpc::Server;
 use crate::instance::{Instance, InstanceConfig};
 use crate::layers::Layers;
 
@@ -192,12 +192,7 @@ fn attach_to_engines(
         engines: args.engines(),
         endpoint: endpoint.to_owned(),
         serve: args.serve.iter().cloned().collect(),
-        ..AttachConfig::new(
-            args.cluster.clone(),
-            info.module.clone(),
-            convert::registration(info),
-            slot.id().to_string(),
-        )
+        ..AttachConfig::new(args.cluster.clone(), info.module.clone(), info.into(), slot.id().to_string())
     };
     let detach = CancellationToken::new();
     let work = attach(config, KeptFile::in_folder(slot.folder()), Arc::new(instance.clone()), detach.clone());
