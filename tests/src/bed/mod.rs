@@ -2,7 +2,9 @@
 //! processes that end with the test, the `pipedoc` command, servers.
 
 use std::io::Write;
+use std::net::TcpListener;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 pub mod kafka;
@@ -55,14 +57,28 @@ where
     }
 }
 
-/// Ports of the loopback interface that were free a moment ago.
+/// Ports of the loopback interface that nobody listens on.
+///
+/// They lie below the range that the kernel takes the ports of outgoing
+/// connections from (32768 and up by default on Linux), so that no client can
+/// have one between this call and the server's start, and none is given twice to
+/// one test process.
 ///
 /// # Panics
 /// When there are none.
 pub fn free_ports<const N: usize>() -> [u16; N] {
-    // All are held at once, so that they differ.
-    let listeners = [(); N].map(|()| std::net::TcpListener::bind("127.0.0.1:0").expect("a free port"));
-    listeners.map(|listener| listener.local_addr().expect("its address").port())
+    const FIRST: u32 = 10_000;
+    const COUNT: u32 = 22_000;
+    // A place of its own for each test process, as several may run at once.
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let start = std::process::id().wrapping_mul(7919);
+    [(); N].map(|()| {
+        (0..COUNT)
+            .map(|_| FIRST + start.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)) % COUNT)
+            .filter_map(|port| u16::try_from(port).ok())
+            .find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok())
+            .expect("a free port")
+    })
 }
 
 /// The target folder that this test was built into.

@@ -13,7 +13,11 @@ use std::time::Duration;
 
 use super::wait_for;
 
-/// A running process. Killed on drop.
+/// How much of a process's output a failed test shows.
+const LAST_LINES: usize = 30;
+
+/// A running process. Killed on drop; when the test fails, the end of what it
+/// printed is shown.
 #[derive(Debug)]
 pub struct Process {
     name: String,
@@ -109,6 +113,13 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            let state = if self.is_running() { "runs" } else { "has ended" };
+            let output = self.output();
+            let lines: Vec<&str> = output.lines().collect();
+            let last = lines[lines.len().saturating_sub(LAST_LINES)..].join("\n");
+            eprintln!("{} {state}; the end of what it printed:\n{last}\n", self.name);
+        }
         // The watchdog goes first: once the process is waited for, its id may be
         // somebody else's.
         let _ = self.watchdog.kill();

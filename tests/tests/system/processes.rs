@@ -1,6 +1,7 @@
 //! Engine and modules as separate processes on one SQLite file.
 
 use std::fs;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -25,6 +26,8 @@ struct Installation {
 
 impl Installation {
     fn new() -> Self {
+        // Built before anything is timed.
+        pipedoc::binary();
         let folder = tempfile::tempdir().unwrap();
         let [port] = free_ports();
         let installation = Self { folder, port };
@@ -58,17 +61,25 @@ impl Installation {
 
     /// Waits until the instances of a module own all eight partitions, divided as `shares` says.
     fn wait_for_shares(&self, module: &str, shares: &[usize], limit: Duration) {
-        wait_for(&format!("{module}s share {shares:?}"), limit, || {
-            let status = self.status()?;
-            let mut owned: Vec<usize> = status["instances"]
-                .as_array()?
-                .iter()
-                .filter(|instance| instance["module"] == module)
-                .map(|instance| instance["steps"][0]["partitions"].as_array().map_or(0, Vec::len))
-                .collect();
-            owned.sort_unstable();
-            (owned == shares).then_some(())
-        });
+        let mut seen = String::from("no status");
+        let waited = catch_unwind(AssertUnwindSafe(|| {
+            wait_for(&format!("{module}s share {shares:?}"), limit, || {
+                let status = self.status()?;
+                seen = format!("{status:#}");
+                let mut owned: Vec<usize> = status["instances"]
+                    .as_array()?
+                    .iter()
+                    .filter(|instance| instance["module"] == module)
+                    .map(|instance| instance["steps"][0]["partitions"].as_array().map_or(0, Vec::len))
+                    .collect();
+                owned.sort_unstable();
+                (owned == shares).then_some(())
+            });
+        }));
+        if let Err(failure) = waited {
+            eprintln!("the last status: {seen}");
+            resume_unwind(failure);
+        }
     }
 
     fn submit(&self, name: &str, text: &str, more: &[&str]) -> std::process::Output {
