@@ -1,0 +1,97 @@
+//! `pipedoc-bench`: measures PipeDoc side by side with what it stands on.
+//!
+//! ```text
+//! method    arms in turn, a control, ratios
+//! cpu       what processes use
+//! report    tables and JSON
+//! sqlite, kafka, pipeline, latency, idle    the benches
+//! ```
+//!
+//! README.md beside it says what is counted and why.
+
+mod cpu;
+mod kafka;
+mod method;
+mod options;
+mod report;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand, ValueEnum};
+
+use crate::options::Options;
+use crate::report::Report;
+
+/// Measures PipeDoc side by side with what it stands on.
+#[derive(Debug, Parser)]
+#[command(name = "pipedoc-bench", version)]
+struct Arguments {
+    /// How results are shown.
+    #[arg(long, global = true, value_enum, default_value_t = OutputFormat::Text)]
+    output: OutputFormat,
+    /// How much is measured.
+    #[command(flatten)]
+    options: Options,
+    /// What is measured.
+    #[command(subcommand)]
+    bench: Bench,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum OutputFormat {
+    /// Tables for people.
+    Text,
+    /// One JSON object a bench and line.
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+enum Bench {
+    /// Records through an echo step on Kafka against raw rdkafka.
+    Kafka(kafka::KafkaArgs),
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    match run(&arguments) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Runs what was asked for and shows it; tells whether all targets were met. A
+/// trial has none.
+fn run(arguments: &Arguments) -> anyhow::Result<bool> {
+    let options = &arguments.options;
+    let reports = match &arguments.bench {
+        Bench::Kafka(args) => vec![kafka::bench(args, options)?],
+    };
+    for report in &reports {
+        show(report, arguments.output)?;
+    }
+    Ok(options.quick || reports.iter().flat_map(|report| &report.targets).all(|target| target.met))
+}
+
+fn show(report: &Report, output: OutputFormat) -> anyhow::Result<()> {
+    use std::io::Write;
+    let text = match output {
+        OutputFormat::Text => report.text(),
+        OutputFormat::Json => serde_json::to_string(report)?,
+    };
+    writeln!(std::io::stdout(), "{text}")?;
+    Ok(())
+}
+
+/// Tells how a comparison comes along.
+fn progress(arm: &str, run: &method::Run) {
+    eprintln!(
+        "  {arm}: {} records in {:.2} s, {:.2} µs CPU each",
+        run.records,
+        run.wall.as_secs_f64(),
+        run.cpu_per_record()
+    );
+}
