@@ -7,9 +7,11 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+pub mod certificates;
 pub mod kafka;
 pub mod pipedoc;
 pub mod process;
+pub mod proxy;
 
 /// Says aloud that a test is skipped, and why. Under `PIPEDOC_TEST_REQUIRE=all`
 /// it fails the test instead.
