@@ -48,6 +48,7 @@ pub mod module;
 pub mod output;
 pub mod prelude;
 pub mod process;
+pub mod progress;
 pub mod record;
 mod runtime;
 pub mod secrets;
