@@ -4,20 +4,25 @@
 //! method    arms in turn, a control, ratios
 //! cpu       what processes use
 //! report    tables and JSON
+//! documents, echo    what is moved, and the step that moves it
 //! sqlite, kafka, pipeline, latency, idle    the benches
 //! ```
 //!
 //! README.md beside it says what is counted and why.
 
 mod cpu;
+mod documents;
+mod echo;
 mod kafka;
 mod method;
 mod options;
 mod report;
+mod sqlite;
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand, ValueEnum};
+use pipedoc_telemetry::TelemetryConfig;
 
 use crate::options::Options;
 use crate::report::Report;
@@ -47,7 +52,9 @@ enum OutputFormat {
 
 #[derive(Debug, Subcommand)]
 enum Bench {
-    /// Records through an echo step on Kafka against raw rdkafka.
+    /// Documents through an echo step on SQLite against raw rusqlite.
+    Sqlite,
+    /// Documents through an echo step on Kafka against raw rdkafka.
     Kafka(kafka::KafkaArgs),
 }
 
@@ -67,7 +74,10 @@ fn main() -> ExitCode {
 /// trial has none.
 fn run(arguments: &Arguments) -> anyhow::Result<bool> {
     let options = &arguments.options;
+    // As a module's process does it: spans cost something.
+    let _telemetry = pipedoc_telemetry::init(&TelemetryConfig::new("bench"))?;
     let reports = match &arguments.bench {
+        Bench::Sqlite => vec![sqlite::bench(options)?],
         Bench::Kafka(args) => vec![kafka::bench(args, options)?],
     };
     for report in &reports {
