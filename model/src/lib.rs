@@ -4,6 +4,7 @@
 pub mod claim;
 pub mod condition;
 pub mod headers;
+pub mod kafka;
 pub mod names;
 pub mod partition;
 pub mod pipeline;

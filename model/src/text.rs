@@ -16,6 +16,17 @@ pub(crate) fn nearest<'a>(found: &str, known: impl IntoIterator<Item = &'a str>)
     }
 }
 
+/// The names that come near, the nearest first, at most `count`.
+pub(crate) fn nearest_names<'a>(found: &str, known: impl IntoIterator<Item = &'a str>, count: usize) -> Vec<&'a str> {
+    let plain = |text: &str| text.to_lowercase().replace(['_', '-'], "");
+    let found = plain(found);
+    let allowed = found.chars().count().div_ceil(3).min(4);
+    let measured = known.into_iter().map(|name| (distance(&found, &plain(name)), name));
+    let mut near: Vec<_> = measured.filter(|(distance, _)| *distance <= allowed).collect();
+    near.sort_unstable();
+    near.into_iter().take(count).map(|(_, name)| name).collect()
+}
+
 /// How many letters must be added, removed, changed or swapped with their
 /// neighbour to turn one text into the other (optimal string alignment).
 fn distance(a: &str, b: &str) -> usize {

@@ -88,6 +88,7 @@ impl<'a> Checker<'a> {
             self.module(module, step, &config, at);
         }
         let settings = self.settings(Some(&step.settings), at, Some(base));
+        self.clients_together(&settings, at);
         let inputs = self.inputs(step, at);
         let outputs = self.outputs(step, at);
         let allowed_topics = self.allowed_topics(step, at);
@@ -130,8 +131,8 @@ impl<'a> Checker<'a> {
             claim_threshold: settings.claim_threshold,
             hydration: settings.hydration,
             hydrate_max: settings.hydrate_max,
-            consumer_settings: settings.consumer,
-            producer_settings: settings.producer,
+            consumer_settings: settings.clients.consumer,
+            producer_settings: settings.clients.producer,
         })
     }
 

@@ -213,6 +213,7 @@ fn settings_say_what_is_wrong_with_them() {
         "retries: {initial: 1m, max: 1s}",
         "retries: {jitter: 2, attempt: 1}",
         "kafka: {producer: {acks: 1, linger.ms: 5}}",
+        "kafka: {producer: {linger.ms: -5, lingr.ms: 5, partitioner: random}, consumer: {group.id: x, fetch.min.bytes: many, session.timeout.ms: 6000, group.protocol: consumer}}",
         "kafka: {consumer: [a]}",
         "max_hops: 0",
         "topics: MAKE",
@@ -225,6 +226,18 @@ fn settings_say_what_is_wrong_with_them() {
     .map(|fields| errors(&with_step(fields)))
     .collect();
     insta::assert_snapshot!(all.join("\n"));
+}
+
+#[test]
+fn settings_of_clients_are_looked_at_with_their_defaults() {
+    let text = "pipeline: p
+defaults: {kafka: {consumer: {group.protocol: consumer}, producer: {max.in.flight: 3, linger.ms: 10}}}
+steps:
+- {name: a, type: SINK, module: writer, kafka: {consumer: {session.timeout.ms: 6000}}}
+- {name: b, type: SINK, module: writer, kafka: {producer: {delivery.timeout.ms: 10}}}
+- {name: c, type: SINK, module: writer, kafka: {producer: {linger.ms: 1, delivery.timeout.ms: 10}}}
+";
+    insta::assert_snapshot!(errors(text));
 }
 
 #[test]

@@ -7,6 +7,7 @@ use super::super::config::TopicPolicy;
 use super::super::tree::Path;
 use super::super::wire;
 use super::Checker;
+use crate::kafka::{self, Client, Place};
 use crate::step::{Batch, Delivery, Hydration, OnExhausted, Ordering, Retries};
 use crate::text::{parse_duration, parse_size};
 
@@ -26,8 +27,27 @@ pub(super) struct Settings {
     pub claim_threshold: u64,
     pub hydration: Hydration,
     pub hydrate_max: u64,
-    pub consumer: BTreeMap<String, String>,
-    pub producer: BTreeMap<String, String>,
+    pub clients: Clients,
+}
+
+/// Settings of the Kafka clients.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Clients {
+    pub consumer: kafka::Settings,
+    pub producer: kafka::Settings,
+    /// How each setting was called, by librdkafka's own name.
+    written: BTreeMap<String, String>,
+    /// What was said of them already.
+    told: Vec<String>,
+}
+
+impl Clients {
+    fn of(&mut self, client: Client) -> &mut kafka::Settings {
+        match client {
+            Client::Consumer => &mut self.consumer,
+            Client::Producer => &mut self.producer,
+        }
+    }
 }
 
 impl Default for Settings {
@@ -46,26 +66,10 @@ impl Default for Settings {
             claim_threshold: 256 * 1024,
             hydration: Hydration::default(),
             hydrate_max: 64 * 1024 * 1024,
-            consumer: BTreeMap::new(),
-            producer: BTreeMap::new(),
+            clients: Clients::default(),
         }
     }
 }
-
-/// Settings of the Kafka clients that are the runtime's own: another value would
-/// break what it promises.
-const RESERVED: [&str; 10] = [
-    "acks",
-    "auto.offset.reset",
-    "enable.auto.commit",
-    "enable.auto.offset.store",
-    "enable.idempotence",
-    "group.id",
-    "isolation.level",
-    "partitioner",
-    "request.required.acks",
-    "transactional.id",
-];
 
 impl Checker<'_> {
     /// Settings as given at `at`, over those of `base`.
@@ -92,8 +96,8 @@ impl Checker<'_> {
         }
         if let Some(kafka) = &given.kafka {
             let at = at.field("kafka");
-            self.client(kafka.consumer.as_ref(), &at.field("consumer"), &mut settings.consumer);
-            self.client(kafka.producer.as_ref(), &at.field("producer"), &mut settings.producer);
+            self.client(Client::Consumer, kafka.consumer.as_ref(), &at.field("consumer"), &mut settings.clients);
+            self.client(Client::Producer, kafka.producer.as_ref(), &at.field("producer"), &mut settings.clients);
         }
         settings
     }
@@ -151,20 +155,37 @@ impl Checker<'_> {
         batch
     }
 
+    /// Settings of one kind of Kafka client, over those of `settings`.
     fn client(
         &mut self,
+        client: Client,
         given: Option<&BTreeMap<String, Option<wire::Scalar>>>,
         at: &Path,
-        settings: &mut BTreeMap<String, String>,
+        clients: &mut Clients,
     ) {
-        for (name, value) in given.into_iter().flatten() {
-            if RESERVED.contains(&name.as_str()) {
-                self.error(
-                    &at.field(name),
-                    format!("{name} is set by the runtime, which needs it as it is; leave it out"),
-                );
-            } else if let Some(value) = value {
-                settings.insert(name.clone(), value.to_string());
+        let written =
+            given.into_iter().flatten().filter_map(|(name, value)| Some((name.clone(), value.as_ref()?.to_string())));
+        // Whether the promise allows them is looked at when it is known.
+        let checked = kafka::check(client, Place::Step { at_most_once: true }, &written.collect());
+        for finding in &checked.findings {
+            self.error(&at.field(&finding.name), finding.message.clone());
+        }
+        clients.told.extend(checked.findings.into_iter().map(|finding| finding.message));
+        clients.written.extend(checked.written);
+        clients.of(client).extend(checked.settings);
+    }
+
+    /// What does not go together in a step, its defaults and its promise included.
+    pub(super) fn clients_together(&mut self, settings: &Settings, at: &Path) {
+        let place = Place::Step { at_most_once: settings.delivery == Delivery::AtMostOnce };
+        let Clients { consumer, producer, written, told } = &settings.clients;
+        for (client, field, all) in [(Client::Consumer, "consumer", consumer), (Client::Producer, "producer", producer)]
+        {
+            // What is wrong by itself was told where it was written.
+            let findings = kafka::check(client, place, all).findings;
+            for finding in findings.into_iter().filter(|finding| !told.contains(&finding.message)) {
+                let name = written.get(&finding.name).unwrap_or(&finding.name);
+                self.error(&at.field("kafka").field(field).field(name), finding.message);
             }
         }
     }
