@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 pub mod certificates;
 pub mod kafka;
+pub mod maven;
 pub mod pipedoc;
 pub mod process;
 pub mod proxy;

@@ -35,6 +35,8 @@ pub struct Kafka {
     folder: PathBuf,
     ports: Ports,
     proxy: Option<Proxy>,
+    /// Options of its virtual machine.
+    machine: &'static [&'static str],
     /// How often the broker was started.
     starts: usize,
 }
@@ -95,8 +97,9 @@ impl Kafka {
             format.extend(["--add-scram".to_owned(), credentials]);
         }
         run_tool(&classpath, &format);
-        let process = launch(&classpath, &folder);
-        let mut kafka = Self { process, classpath, folder, ports, proxy, starts: 1 };
+        let machine = setup.machine();
+        let process = launch(&classpath, machine, &folder);
+        let mut kafka = Self { process, classpath, folder, ports, proxy, machine, starts: 1 };
         kafka.wait_until_ready();
         Ok(kafka)
     }
@@ -105,6 +108,12 @@ impl Kafka {
     #[must_use]
     pub fn bootstrap(&self) -> String {
         format!("127.0.0.1:{}", self.ports.direct)
+    }
+
+    /// Its process id, until it is started again.
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.process.id()
     }
 
     /// The way in through the proxy; its clients stay on it.
@@ -172,6 +181,11 @@ impl Kafka {
         self.process.wait(Duration::from_secs(60));
     }
 
+    /// Whether it runs.
+    pub fn is_running(&mut self) -> bool {
+        self.process.is_running()
+    }
+
     /// Kills the broker (`kill -9`). Its data stays.
     pub fn kill(&mut self) {
         self.process.kill();
@@ -184,7 +198,7 @@ impl Kafka {
     /// When it does not start.
     pub fn restart(&mut self) {
         self.process.kill();
-        self.process = launch(&self.classpath, &self.folder);
+        self.process = launch(&self.classpath, self.machine, &self.folder);
         self.starts += 1;
         self.wait_until_ready();
     }
@@ -219,10 +233,9 @@ impl Drop for Kafka {
     }
 }
 
-fn launch(classpath: &str, folder: &Path) -> Process {
+fn launch(classpath: &str, machine: &[&str], folder: &Path) -> Process {
     let mut java = Command::new("java");
-    // The serial collector and the first compiler alone: tests start it often and keep it briefly.
-    java.args(["-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Dorg.apache.logging.log4j.level=INFO"]);
+    java.args(machine).arg("-Dorg.apache.logging.log4j.level=INFO");
     java.args(["-cp", classpath, "kafka.Kafka"]).arg(folder.join("server.properties"));
     Process::start("Kafka", &mut java, &folder.join("kafka.log"), Some(folder))
 }

@@ -20,6 +20,7 @@ pub struct Setup {
     pub(super) settings: Vec<String>,
     pub(super) proxied: bool,
     pub(super) users: Vec<User>,
+    pub(super) in_production: bool,
 }
 
 /// Ports of a broker.
@@ -48,6 +49,32 @@ impl Setup {
     pub fn setting(mut self, line: impl Into<String>) -> Self {
         self.settings.push(line.into());
         self
+    }
+
+    /// With the virtual machine that Kafka's own scripts give it, for benches:
+    /// tests start theirs faster, and it is slower afterwards.
+    #[must_use]
+    pub fn as_in_production(mut self) -> Self {
+        self.in_production = true;
+        self
+    }
+
+    /// Options of its virtual machine.
+    pub(super) fn machine(&self) -> &'static [&'static str] {
+        if self.in_production {
+            // `bin/kafka-run-class.sh`.
+            &[
+                "-Xms1g",
+                "-Xmx1g",
+                "-server",
+                "-XX:+UseG1GC",
+                "-XX:MaxGCPauseMillis=20",
+                "-XX:InitiatingHeapOccupancyPercent=35",
+            ]
+        } else {
+            // The serial collector and the first compiler alone: tests start it often and keep it briefly.
+            &["-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]
+        }
     }
 
     /// With a second way in, through a proxy.
