@@ -214,7 +214,9 @@ pub struct Commit {
 pub enum Start {
     /// At the first record still there.
     Earliest,
-    /// After the last record.
+    /// After the last record. In a group this holds for what was there when the
+    /// group's first member joined; topics and partitions that came later, and
+    /// those of which nothing is committed otherwise, begin at their start.
     Latest,
     /// At this offset; one that retention has overtaken: at the first record
     /// still there, with an [`Event::OffsetsGone`].

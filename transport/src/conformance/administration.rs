@@ -55,6 +55,10 @@ pub async fn offsets_are_set_only_while_a_group_is_empty(bed: &dyn Bed) {
     let delivered = send(&*log, numbered(&topic, 0, 0..10)).await;
     let commit = |n: usize| Commit { source: at(&topic, 0), offset: delivered[n].offset, metadata: "set".into() };
     assert!(log.group_offsets(&group).await.unwrap().is_empty());
+    let nowhere = Commit { source: at(&topic, 7), ..commit(1) };
+    let refused = log.set_group_offsets(&group, &[commit(1), nowhere]).await;
+    assert!(matches!(refused, Err(Error::UnknownPartition { .. })), "{refused:?}");
+    assert!(log.group_offsets(&group).await.unwrap().is_empty(), "all or nothing");
     log.set_group_offsets(&group, &[commit(7)]).await.unwrap();
     let offsets = log.group_offsets(&group).await.unwrap();
     assert_eq!(offsets.len(), 1);

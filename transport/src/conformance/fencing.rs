@@ -90,3 +90,45 @@ pub async fn a_new_transactional_id_fences_the_old(bed: &dyn Bed) {
     let values: Vec<String> = read_all(bed, &*log, &topic).await.iter().map(|(_, record)| text(record)).collect();
     assert_eq!(values, ["new"]);
 }
+
+pub async fn a_zombie_that_wakes_up_commits_no_transaction(bed: &dyn Bed) {
+    let log = bed.open().await;
+    let (input, output) = (new_topic(&*log, "in", 1).await, new_topic(&*log, "out", 1).await);
+    let group = fresh("g");
+    let delivered = send(&*log, numbered(&input, 0, 0..5)).await;
+    let commit = |n: usize, metadata: &str| Commit {
+        source: at(&input, 0),
+        offset: delivered[n].offset,
+        metadata: metadata.to_owned(),
+    };
+    let (stale, owner) = stalled(bed, &input, &group).await;
+    let mut other = log.transactional(TransactionalConfig::new(fresh("t"))).await.unwrap();
+    other.begin().await.unwrap();
+    other.send(vec![record(&output, 0, "owner")]).await.unwrap();
+    other.send_offsets(vec![commit(4, "owner")], &owner.consumer.group_metadata().unwrap()).await.unwrap();
+    other.commit().await.expect("the owner's transaction");
+
+    // The zombie wakes up in the middle of its work; it has heard of nothing.
+    let mut zombie = log.transactional(TransactionalConfig::new(fresh("t"))).await.unwrap();
+    zombie.begin().await.unwrap();
+    zombie.send(vec![record(&output, 0, "zombie")]).await.unwrap();
+    let refused = match stale.consumer.group_metadata() {
+        // It is known here already that it is no member.
+        None => Err(Error::Fenced { who: "the zombie".to_owned() }),
+        Some(member) => match zombie.send_offsets(vec![commit(2, "zombie")], &member).await {
+            Ok(()) => zombie.commit().await.map(drop),
+            refused => refused,
+        },
+    };
+    assert!(matches!(refused, Err(Error::Fenced { .. })), "{refused:?}");
+    let _ = zombie.abort().await;
+    drop(zombie);
+    let refused = stale.consumer.commit(vec![commit(1, "zombie")]).await;
+    assert!(matches!(refused, Err(Error::Fenced { .. })), "{refused:?}");
+    let values: Vec<String> = read_all(bed, &*log, &output).await.iter().map(|(_, record)| text(record)).collect();
+    assert_eq!(values, ["owner"]);
+    let committed = &log.group_offsets(&group).await.unwrap()[&at(&input, 0)];
+    assert_eq!((committed.offset, committed.metadata.as_str()), (delivered[4].offset, "owner"));
+    stale.close().await;
+    owner.close().await;
+}

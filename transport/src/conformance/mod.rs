@@ -10,11 +10,15 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
 mod administration;
+mod balance;
+mod cleaning;
 mod ends;
 mod fencing;
 mod groups;
+mod many;
 mod reading;
 mod records;
+mod starts;
 mod tools;
 mod transactions;
 
@@ -27,11 +31,15 @@ use futures::future::BoxFuture;
 use crate::log::Log;
 
 pub use administration::*;
+pub use balance::*;
+pub use cleaning::*;
 pub use ends::*;
 pub use fencing::*;
 pub use groups::*;
+pub use many::*;
 pub use reading::*;
 pub use records::*;
+pub use starts::*;
 pub use transactions::*;
 
 /// Where a log to be tested is.
@@ -97,7 +105,22 @@ macro_rules! conformance_cases {
             a_closed_consumer_frees_its_partitions_at_once,
             a_topic_grows_and_never_shrinks,
             a_deleted_topic_is_gone,
-            a_flush_waits_for_what_was_sent
+            a_flush_waits_for_what_was_sent,
+            shares_stay_equal_through_join_leave_and_death,
+            others_go_on_while_a_member_stalls,
+            a_zombie_that_wakes_up_commits_no_transaction,
+            a_transaction_may_hold_offsets_alone,
+            transactions_of_many_writers_are_seen_whole,
+            committed_ends_leave_no_lag_and_skip_nothing_while_others_append,
+            records_without_key_are_spread,
+            the_default_limit_is_kafkas,
+            times_are_found_in_every_partition,
+            latest_holds_only_for_what_was_there_before_the_group,
+            latest_is_where_the_group_began_not_each_member,
+            records_that_are_too_old_go,
+            records_that_are_too_many_go,
+            compaction_keeps_the_newest_record_of_each_key,
+            a_thousand_topics_are_made_and_read_by_one_consumer
         }
     };
 }

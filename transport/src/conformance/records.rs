@@ -184,3 +184,59 @@ pub async fn a_flush_waits_for_what_was_sent(bed: &dyn Bed) {
     assert_eq!(log.ends(&topic).await.unwrap()[0].end, 100);
     assert_eq!(producer.flush(Duration::ZERO).await.unwrap(), 0, "nothing is open");
 }
+
+pub async fn records_without_key_are_spread(bed: &dyn Bed) {
+    let log = bed.open().await;
+    let topic = new_topic(&*log, "spread", 4).await;
+    let producer = log.producer(ProducerConfig::default()).await.unwrap();
+    let mut used = std::collections::BTreeSet::new();
+    let deadline = tokio::time::Instant::now() + bed.patience();
+    while used.len() < 3 {
+        assert!(tokio::time::Instant::now() < deadline, "all of them go to partitions {used:?}");
+        let unkeyed = OutgoingRecord::new(topic.clone(), None, Some("v".into()));
+        for report in producer.send(vec![unkeyed; 10]).await.unwrap().await {
+            used.insert(report.unwrap().partition);
+        }
+    }
+}
+
+pub async fn the_default_limit_is_kafkas(bed: &dyn Bed) {
+    let log = bed.open().await;
+    let topic = new_topic(&*log, "default", 1).await;
+    let info = log.topic(&topic).await.unwrap().unwrap();
+    assert_eq!(info.settings.max_message_bytes, Some(1_048_588));
+    let base = size::of_record(None, Some(&vec![0; 1_048_000]), &Headers::new());
+    let of_size = |size: usize| record(&topic, 0, vec![b'x'; 1_048_000 + size - base]);
+    let producer = log.producer(ProducerConfig::default()).await.unwrap();
+    let reports = producer.send(vec![of_size(1_048_588), of_size(1_048_589)]).await.unwrap().await;
+    assert!(reports[0].is_ok(), "{:?}", reports[0]);
+    assert!(
+        matches!(reports[1], Err(Error::RecordTooLarge { size: 1_048_589, limit: 1_048_588, .. })),
+        "{:?}",
+        reports[1]
+    );
+    // A topic that is told to take more does so, for those who write already as well.
+    let settings = TopicSettings { max_message_bytes: Some(2_000_000), ..TopicSettings::default() };
+    log.ensure_topic(&crate::log::TopicSpec { settings, ..spec(&topic, 1) }).await.unwrap();
+    assert!(producer.send(vec![of_size(1_048_589)]).await.unwrap().await[0].is_ok());
+}
+
+pub async fn times_are_found_in_every_partition(bed: &dyn Bed) {
+    let log = bed.open().await;
+    let topic = fresh_topic("times");
+    let settings = TopicSettings { retention_ms: Some(-1), ..TopicSettings::default() };
+    log.ensure_topic(&crate::log::TopicSpec { settings, ..spec(&topic, 3) }).await.unwrap();
+    let base = 1_700_000_000_000_i64;
+    let dated = |partition: i32, n: i64| OutgoingRecord {
+        timestamp: Some(base + n * 1000),
+        ..record(&topic, partition, n.to_string())
+    };
+    // Partition 1 has nothing; in partition 2 time does not grow with the offset.
+    let records = [dated(0, 0), dated(0, 5), dated(0, 9), dated(2, 7), dated(2, 1), dated(2, 8)];
+    send(&*log, records.to_vec()).await;
+    for (seconds, expected) in [(0, [0, 0, 0]), (5, [1, 0, 0]), (6, [2, 0, 0]), (8, [2, 0, 2]), (10, [3, 0, 3])] {
+        assert_eq!(log.offsets_at(&topic, base + seconds * 1000).await.unwrap(), expected, "{seconds} s");
+    }
+    let missing = log.offsets_at(&fresh_topic("missing"), base).await;
+    assert!(matches!(missing, Err(Error::UnknownTopic { .. })), "{missing:?}");
+}

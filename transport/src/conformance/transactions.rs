@@ -1,11 +1,12 @@
 //! Transactions: all or nothing, read committed.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::Bed;
 use super::tools::*;
 use crate::error::Error;
-use crate::log::{Commit, TransactionalConfig};
+use crate::log::{Commit, ProducerConfig, TransactionalConfig};
 
 pub async fn a_transaction_commits_records_and_offsets_at_once(bed: &dyn Bed) {
     let log = bed.open().await;
@@ -82,5 +83,98 @@ pub async fn an_aborted_transaction_was_never_there(bed: &dyn Bed) {
     let values: Vec<String> = read_all(bed, &*log, &output).await.iter().map(|(_, record)| text(record)).collect();
     assert_eq!(values, ["done"]);
     assert!(log.group_offsets(&group).await.unwrap().is_empty());
+    reader.close().await;
+}
+
+pub async fn a_transaction_may_hold_offsets_alone(bed: &dyn Bed) {
+    let log = bed.open().await;
+    let input = new_topic(&*log, "in", 2).await;
+    let group = fresh("g");
+    send(&*log, [numbered(&input, 0, 0..4), numbered(&input, 1, 0..4)].concat()).await;
+    let mut reader = Reader::open(bed, &*log, in_group(&group, &[&input])).await;
+    reader.until("all records", |reader| reader.records.len() == 8).await;
+    let mut transactional = log.transactional(TransactionalConfig::new(fresh("t"))).await.unwrap();
+    let commit = |partition, offset, metadata: &str| Commit {
+        source: at(&input, partition),
+        offset,
+        metadata: metadata.to_owned(),
+    };
+    transactional.begin().await.unwrap();
+    let member = reader.consumer.group_metadata().unwrap();
+    transactional.send_offsets(vec![commit(0, 1, "early")], &member).await.unwrap();
+    // The later one wins within a transaction.
+    transactional.send_offsets(vec![commit(0, 3, "late"), commit(1, 2, "")], &member).await.unwrap();
+    assert_eq!(transactional.commit().await.unwrap(), []);
+    let offsets = log.group_offsets(&group).await.unwrap();
+    let found: Vec<_> = offsets.values().map(|committed| (committed.offset, committed.metadata.as_str())).collect();
+    assert_eq!(found, [(3, "late"), (2, "")]);
+
+    // Metadata has its limit here as well, and an empty transaction is one too.
+    transactional.begin().await.unwrap();
+    let long = transactional.send_offsets(vec![commit(0, 4, &"m".repeat(4097))], &member).await;
+    assert!(matches!(long, Err(Error::MetadataTooLarge { size: 4097, .. })), "{long:?}");
+    transactional.abort().await.unwrap();
+    transactional.begin().await.unwrap();
+    transactional.commit().await.expect("a transaction with nothing in it");
+    assert_eq!(log.group_offsets(&group).await.unwrap(), offsets);
+    reader.close().await;
+}
+
+pub async fn transactions_of_many_writers_are_seen_whole(bed: &dyn Bed) {
+    const WRITERS: usize = 3;
+    const EACH: usize = 9;
+    let log = bed.open().await;
+    let topic = new_topic(&*log, "whole", 2).await;
+    let mut reader = Reader::open(bed, &*log, in_group(&fresh("g"), &[&topic])).await;
+    reader.until("both partitions", |reader| reader.assigned.len() == 2).await;
+    let mut writing = tokio::task::JoinSet::new();
+    for writer in 0..WRITERS {
+        let (log, topic) = (bed.open().await, topic.clone());
+        writing.spawn(async move {
+            let mut transactional = log.transactional(TransactionalConfig::new(fresh("t"))).await.unwrap();
+            for number in 0..EACH {
+                transactional.begin().await.unwrap();
+                // Each part of it in another partition, in several sends.
+                for part in 0..4 {
+                    let value = format!("{writer} {number} {part}");
+                    transactional.send(vec![record(&topic, part % 2, value)]).await.unwrap();
+                }
+                if number % 3 == 1 {
+                    transactional.abort().await.unwrap();
+                } else {
+                    transactional.commit().await.unwrap();
+                }
+            }
+        });
+    }
+    // Somebody who knows no transactions writes in between.
+    let producer = log.producer(ProducerConfig::default()).await.unwrap();
+    for number in 0..EACH {
+        let value = format!("{WRITERS} {number} 0");
+        assert!(producer.send(vec![record(&topic, 0, value)]).await.unwrap().await[0].is_ok());
+    }
+    while let Some(written) = writing.join_next().await {
+        written.unwrap();
+    }
+    let committed = (0..EACH).filter(|number| number % 3 != 1).count();
+    let expected = WRITERS * committed * 4 + EACH;
+    reader.until("all that was committed", |reader| reader.records.len() >= expected).await;
+    reader.idle(Duration::from_millis(300)).await;
+    let mut parts: BTreeMap<(usize, usize), BTreeSet<usize>> = BTreeMap::new();
+    let mut last: BTreeMap<(i32, usize), (usize, usize)> = BTreeMap::new();
+    for (source, record) in &reader.records {
+        let numbers: Vec<usize> = text(record).split(' ').map(|word| word.parse().unwrap()).collect();
+        let [writer, number, part] = numbers[..] else { panic!("{numbers:?}") };
+        assert!(parts.entry((writer, number)).or_default().insert(part), "{numbers:?} came twice");
+        let before = last.insert((source.partition, writer), (number, part));
+        assert!(before < Some((number, part)), "{numbers:?} came after {before:?}");
+    }
+    for writer in 0..WRITERS {
+        for number in 0..EACH {
+            let found = parts.get(&(writer, number)).map_or(0, BTreeSet::len);
+            assert_eq!(found, if number % 3 == 1 { 0 } else { 4 }, "transaction {number} of writer {writer}");
+        }
+    }
+    assert_eq!(reader.records.len(), expected);
     reader.close().await;
 }

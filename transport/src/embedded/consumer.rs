@@ -41,10 +41,17 @@ const RETRY: Duration = Duration::from_millis(200);
 /// A consumer over some backend.
 pub(crate) struct Reader<B: Backend> {
     shared: Arc<Shared<B>>,
-    reads: tokio::sync::Mutex<Reads>,
+    underway: tokio::sync::Mutex<Underway>,
 }
 
-type Reads = FuturesUnordered<BoxFuture<'static, (Wanted, Result<Fetched>)>>;
+/// What `next` waits for; kept between its calls.
+#[derive(Default)]
+struct Underway {
+    reads: FuturesUnordered<BoxFuture<'static, (Wanted, Result<Fetched>)>>,
+    /// Work for the group. With many partitions it takes longer than an impatient
+    /// caller of `next` waits, and must come to its end all the same.
+    attending: Option<tokio::task::JoinHandle<Result<()>>>,
+}
 
 /// What a group's member is made of.
 struct InGroup {
@@ -86,6 +93,7 @@ impl<B: Backend> Reader<B> {
                     group,
                     client_id: config.client_id.clone(),
                     session_timeout: config.session_timeout.unwrap_or(SESSION_TIMEOUT),
+                    from_ends: start == Start::Latest,
                 };
                 (Some(InGroup { joining, selection: Selection::new(&topics, &patterns), start }), Vec::new())
             }
@@ -124,7 +132,7 @@ impl<B: Backend> Reader<B> {
         if shared.group.is_some() {
             tokio::spawn(watch_polls(Arc::downgrade(&shared), shared.closed.clone()));
         }
-        Ok(Self { shared, reads: tokio::sync::Mutex::default() })
+        Ok(Self { shared, underway: tokio::sync::Mutex::default() })
     }
 }
 
@@ -264,14 +272,25 @@ impl<B: Backend> Shared<B> {
         Ok(())
     }
 
-    /// Acts on what was heard. What could not be done is heard again.
-    async fn attend(self: &Arc<Self>, heard: Heard) -> Result<()> {
-        {
+    /// Acts on what was heard; gives what takes time.
+    fn hear(self: &Arc<Self>, heard: Heard) -> Option<tokio::task::JoinHandle<Result<()>>> {
+        let is_member = {
             let mut state = self.state.lock();
-            for (source, end) in heard.ends {
-                state.owned.grew(&source, end);
+            for (source, end) in &heard.ends {
+                state.owned.grew(source, *end);
             }
+            state.member.is_some()
+        };
+        self.group.as_ref()?;
+        if is_member && !heard.topics && !heard.group && self.backend.session_is_fresh() {
+            return None;
         }
+        let shared = self.clone();
+        Some(self.runtime.spawn(async move { shared.attend(heard).await }))
+    }
+
+    /// Acts on what was heard of the group. What could not be done is heard again.
+    async fn attend(self: &Arc<Self>, heard: Heard) -> Result<()> {
         let Some(group) = &self.group else { return Ok(()) };
         let again = HearAgain { ear: &self.ear, topics: heard.topics, group: heard.group };
         self.join(group).await?;
@@ -384,16 +403,24 @@ impl Drop for Polling<'_> {
 #[async_trait]
 impl<B: Backend> Consumer for Reader<B> {
     async fn next(&self) -> Result<Event> {
-        let mut reads = self.reads.lock().await;
+        let mut underway = self.underway.lock().await;
+        let Underway { reads, attending } = &mut *underway;
         let shared = &self.shared;
         let _polling = Polling::begin(&shared.state);
         loop {
             if shared.closed.is_cancelled() {
                 return Err(Error::Closed { what: "consumer" });
             }
-            tokio::select! {
-                attended = shared.attend(shared.ear.take()) => attended?,
-                () = shared.closed.cancelled() => continue,
+            if attending.is_none() {
+                *attending = shared.hear(shared.ear.take());
+            }
+            if let Some(task) = attending {
+                let attended = tokio::select! {
+                    attended = task => attended,
+                    () = shared.closed.cancelled() => continue,
+                };
+                *attending = None;
+                attended.map_err(|_| Error::Closed { what: "log" })??;
             }
             {
                 let mut state = shared.state.lock();

@@ -68,6 +68,11 @@ pub(crate) struct Joining {
     pub(crate) group: String,
     pub(crate) client_id: String,
     pub(crate) session_timeout: Duration,
+    /// Whether a group that nobody was in before begins at the ends of what is
+    /// there ([`Start::Latest`](crate::log::Start::Latest)). The ends are committed
+    /// as the first member joins, so that later members, topics and partitions
+    /// miss nothing.
+    pub(crate) from_ends: bool,
 }
 
 /// A commit by the owner of a partition.

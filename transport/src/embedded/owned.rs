@@ -126,6 +126,8 @@ impl OwnedPartitions {
             }
             let position = match &grant.committed {
                 Some(Committed { offset, .. }) => *offset,
+                // What was there when the group began has its end committed; this came later.
+                None if start == Start::Latest => grant.ends.start,
                 None => place(start, grant.ends),
             };
             self.add(grant.source.clone(), grant.epoch, position, grant.ends);

@@ -2,8 +2,7 @@
 //! pipelines that need no memory of their past.
 //!
 //! Works under paused tokio time. [`Faults`] make hard cases happen on demand.
-//! Records of topics with `compact` are compacted as they come; retention by age
-//! and size is not applied.
+//! Compaction and retention are applied as records come, never between.
 
 mod faults;
 mod store;
@@ -214,7 +213,7 @@ impl Backend for Shared {
     }
 
     async fn join(&self, joining: &Joining, topics: &BTreeSet<Topic>) -> Result<MemberId> {
-        let member = self.store.lock().join(&joining.group, &joining.client_id, topics);
+        let member = self.store.lock().join(joining, topics);
         self.hub.group_changed(&joining.group);
         Ok(member)
     }

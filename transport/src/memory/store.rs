@@ -7,7 +7,7 @@ use pipedoc_model::names::Topic;
 
 use crate::embedded::balance::Group;
 use crate::embedded::outgoing::{Turns, check_size, now_millis};
-use crate::embedded::{Fetched, Grant, Limits, MemberId, MemberOffsets};
+use crate::embedded::{Fetched, Grant, Joining, Limits, MemberId, MemberOffsets};
 use crate::error::{Error, Result};
 use crate::log::{
     Commit, Committed, Delivered, Ends, OutgoingRecord, Record, TopicInfo, TopicPartition, TopicSettings, TopicSpec,
@@ -28,6 +28,8 @@ struct Partition {
     start: i64,
     end: i64,
     records: VecDeque<Record>,
+    /// Bytes of all records.
+    bytes: i64,
     /// How many records were there after the last compaction.
     compacted: usize,
 }
@@ -127,7 +129,7 @@ impl Store {
         if let Some(partition) = self.partition_mut(source) {
             partition.start = before.clamp(partition.start, partition.end);
             while partition.records.front().is_some_and(|record| record.offset < partition.start) {
-                partition.records.pop_front();
+                partition.remove_oldest();
             }
         }
         Ok(())
@@ -143,7 +145,7 @@ impl Store {
     /// Writes a record to the partition that [`place`](Self::place) told.
     pub(super) fn append(&mut self, record: OutgoingRecord, partition: i32) -> Result<(TopicPartition, Delivered)> {
         let source = TopicPartition::new(record.topic.clone(), partition);
-        let compact = self.topics.get(&record.topic).is_some_and(|state| state.settings.compact == Some(true));
+        let settings = self.topic(&record.topic)?.settings.clone();
         let timestamp = record.timestamp.unwrap_or_else(now_millis);
         let Some(partition) = self.partition_mut(&source) else {
             return Err(Error::UnknownPartition { partition: source });
@@ -151,9 +153,13 @@ impl Store {
         let offset = partition.end;
         partition.end += 1;
         let OutgoingRecord { key, value, headers, .. } = record;
-        partition.records.push_back(Record { offset, timestamp, key, value, headers });
-        if compact {
+        let record = Record { offset, timestamp, key, value, headers };
+        partition.bytes += length(&record);
+        partition.records.push_back(record);
+        if settings.compact == Some(true) {
             partition.compact();
+        } else {
+            partition.retain(&settings);
         }
         Ok((source.clone(), Delivered { partition: source.partition, offset, timestamp }))
     }
@@ -187,14 +193,28 @@ impl Store {
         }
     }
 
-    pub(super) fn join(&mut self, group: &str, client: &str, topics: &BTreeSet<Topic>) -> MemberId {
+    pub(super) fn join(&mut self, joining: &Joining, topics: &BTreeSet<Topic>) -> MemberId {
         self.last_member += 1;
         let member = self.last_member;
-        let state = self.groups.entry(group.to_owned()).or_default();
+        if joining.from_ends && !self.groups.contains_key(&joining.group) {
+            let ends: Vec<Commit> = topics.iter().flat_map(|topic| self.commits_at_ends(topic)).collect();
+            self.set_offsets(&joining.group, ends.iter());
+        }
+        let state = self.groups.entry(joining.group.clone()).or_default();
         state.group.members.insert(member, topics.clone());
-        state.clients.insert(member, client.to_owned());
-        self.divide(group);
+        state.clients.insert(member, joining.client_id.clone());
+        self.divide(&joining.group);
         member
+    }
+
+    /// The ends of a topic, if it is there, as places to commit.
+    fn commits_at_ends(&self, topic: &Topic) -> Vec<Commit> {
+        let partitions = self.topics.get(topic).map_or(&[][..], |state| &state.partitions);
+        let commit = |(partition, at): (i32, &Partition)| {
+            let source = TopicPartition::new(topic.clone(), partition);
+            Commit { source, offset: at.end, metadata: String::new() }
+        };
+        (0..).zip(partitions).map(commit).collect()
     }
 
     pub(super) fn subscribe(&mut self, group: &str, member: MemberId, topics: &BTreeSet<Topic>) {
@@ -306,7 +326,32 @@ impl Partition {
             None => false,
         });
         self.compacted = self.records.len();
+        self.bytes = self.records.iter().map(length).sum();
     }
+
+    /// Removes what is too old or too much, the oldest first.
+    fn retain(&mut self, settings: &TopicSettings) {
+        let oldest = settings.retention_ms.filter(|age| *age >= 0).map(|age| now_millis() - age);
+        let most = settings.retention_bytes.filter(|bytes| *bytes >= 0);
+        while let Some(first) = self.records.front() {
+            let too_old = oldest.is_some_and(|oldest| first.timestamp < oldest);
+            let too_much = most.is_some_and(|most| self.bytes - length(first) >= most);
+            if !too_old && !too_much {
+                return;
+            }
+            self.remove_oldest();
+            self.start = self.records.front().map_or(self.end, |record| record.offset);
+        }
+    }
+
+    fn remove_oldest(&mut self) {
+        self.bytes -= self.records.pop_front().as_ref().map_or(0, length);
+    }
+}
+
+/// Bytes of a record's content.
+fn length(record: &Record) -> i64 {
+    [&record.key, &record.value].into_iter().flatten().map(|bytes| bytes.len() as i64).sum()
 }
 
 fn info(topic: &Topic, state: &TopicState) -> TopicInfo {

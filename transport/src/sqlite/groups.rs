@@ -106,7 +106,11 @@ pub(super) fn join(
     joining: &Joining,
     topics: &BTreeSet<Topic>,
 ) -> Result<MemberId, Fault> {
+    let is_new = id_of(tx.sql(), &joining.group)?.is_none();
     let id = ensure(tx, &joining.group)?;
+    if is_new && joining.from_ends {
+        commit_ends(tx.sql(), id, topics)?;
+    }
     // In this order: expiring removes sessions without members, and this one may have none yet.
     expire(tx)?;
     see(tx.sql(), session)?;
@@ -118,6 +122,20 @@ pub(super) fn join(
     change(tx, &joining.group, id, |_| {})?;
     tx.group_changed(&joining.group);
     Ok(member)
+}
+
+/// Commits the ends of all partitions that topics have now, records of this
+/// very transaction included.
+fn commit_ends(connection: &Connection, group: i64, topics: &BTreeSet<Topic>) -> rusqlite::Result<()> {
+    let mut statement = connection.prepare_cached(
+        "INSERT INTO offsets (grp, partition, offset, metadata)
+         SELECT ?1, p.id, max(p.next, (SELECT ifnull(max(r.offset) + 1, 0) FROM records r WHERE r.partition = p.id)), ''
+         FROM partitions p JOIN topics t ON t.id = p.topic WHERE t.name = ?2",
+    )?;
+    for topic in topics {
+        statement.execute(params![group, topic.as_str()])?;
+    }
+    Ok(())
 }
 
 /// Changes what a member wants.
