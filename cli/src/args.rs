@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
-use pipedoc_transport::open::LogUrl;
+use pipedoc_sdk::process::LogArgs;
 
 /// Moves documents through pipelines of small services.
 ///
@@ -76,9 +76,9 @@ pub struct RunArgs {
     /// Where log and state are kept. Default: `.pipedoc` within the `--out` folder.
     #[arg(long, value_name = "DIR")]
     pub data: Option<PathBuf>,
-    /// Another log than the file in the data folder: `sqlite:PATH` or `kafka:HOST:PORT`.
-    #[arg(long, value_name = "URL", env = "PIPEDOC_LOG_URL")]
-    pub log: Option<LogUrl>,
+    /// Which log.
+    #[command(flatten)]
+    pub log: LogArgs,
     /// Tries documents again that an earlier run gave up on.
     #[arg(long)]
     pub retry_failed: bool,
@@ -96,9 +96,9 @@ pub struct EngineArgs {
     /// Folder that the processes of this machine share.
     #[arg(long, value_name = "DIR", env = "PIPEDOC_DATA", default_value = ".pipedoc")]
     pub data: PathBuf,
-    /// The log: `sqlite:PATH` or `kafka:HOST:PORT`. Default: `log.db` in the data folder.
-    #[arg(long, value_name = "URL", env = "PIPEDOC_LOG_URL")]
-    pub log: Option<LogUrl>,
+    /// Which log.
+    #[command(flatten)]
+    pub log: LogArgs,
     /// Name of the installation; prefix of its topics and groups.
     #[arg(long, env = "PIPEDOC_CLUSTER", default_value = "local")]
     pub cluster: String,
@@ -147,9 +147,9 @@ pub struct SubmitArgs {
     /// Follows each document through the log to the end, and shows the times.
     #[arg(long)]
     pub follow: bool,
-    /// The log to follow in. Default: `log.db` in the data folder.
-    #[arg(long, value_name = "URL", env = "PIPEDOC_LOG_URL")]
-    pub log: Option<LogUrl>,
+    /// Which log.
+    #[command(flatten)]
+    pub log: LogArgs,
     /// Data folder whose `log.db` is the log.
     #[arg(long, value_name = "DIR", env = "PIPEDOC_DATA", default_value = ".pipedoc")]
     pub data: PathBuf,
@@ -216,9 +216,9 @@ pub struct DlqListArgs {
     /// Data folder whose `log.db` is the log (`run` keeps it in `<out>/.pipedoc`).
     #[arg(long, value_name = "DIR", env = "PIPEDOC_DATA", default_value = ".pipedoc")]
     pub data: PathBuf,
-    /// The log, when it is not in the data folder.
-    #[arg(long, value_name = "URL", env = "PIPEDOC_LOG_URL")]
-    pub log: Option<LogUrl>,
+    /// Which log.
+    #[command(flatten)]
+    pub log: LogArgs,
     /// Show at most so many of each partition, the newest.
     #[arg(long, default_value_t = 100)]
     pub limit: usize,

@@ -4,23 +4,25 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Context;
+use pipedoc_sdk::process::{LogArgs, LogError};
 use pipedoc_transport::log::Log;
-use pipedoc_transport::open::LogUrl;
 
 /// Opens the log that was named, or the file in the data folder.
-pub async fn log(url: Option<&LogUrl>, data: &Path) -> anyhow::Result<Arc<dyn Log>> {
-    let default = LogUrl::Sqlite(data.join("log.db"));
-    Ok(url.unwrap_or(&default).open().await?)
+pub async fn log(args: &LogArgs, data: &Path) -> anyhow::Result<Arc<dyn Log>> {
+    args.open(data, &|waiting| crate::show::tell!("{waiting}")).await.map_err(|error| match error {
+        LogError::TwoLogs { .. } => crate::exit::Refused(error.to_string()).into(),
+        error => error.into(),
+    })
 }
 
 /// As [`log`], for commands that only look: a log file that is not there is an
 /// error, not made.
-pub async fn existing_log(url: Option<&LogUrl>, data: &Path) -> anyhow::Result<Arc<dyn Log>> {
-    if url.is_none() && !data.join("log.db").is_file() {
+pub async fn existing_log(args: &LogArgs, data: &Path) -> anyhow::Result<Arc<dyn Log>> {
+    if args.named().is_none() && !data.join("log.db").is_file() {
         let message = format!("there is no log in {}; name the data folder with --data", data.display());
         return Err(crate::exit::Refused(message).into());
     }
-    log(url, data).await
+    log(args, data).await
 }
 
 /// Connects to an engine; tries for five seconds.

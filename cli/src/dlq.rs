@@ -29,7 +29,7 @@ struct DeadLetter {
 
 /// Runs the command.
 pub async fn list(args: DlqListArgs, output: OutputFormat) -> anyhow::Result<ExitCode> {
-    let log = connect::existing_log(args.log.as_ref(), &args.data).await?;
+    let log = connect::existing_log(&args.log, &args.data).await?;
     let wanted = |topic: &Topic| {
         let mut parts = topic.as_str().split('.');
         let (cluster, pipeline, step, end) = (parts.next(), parts.next(), parts.next(), parts.next());

@@ -22,7 +22,7 @@ pub async fn main(args: EngineArgs) -> anyhow::Result<ExitCode> {
     let cluster = ClusterName::new(&args.cluster)?;
     std::fs::create_dir_all(&args.data).with_context(|| format!("making data folder {}", args.data.display()))?;
     let store = FolderStore::open(cluster.clone(), &args.pipelines, &args.data).await?;
-    let log = connect::log(args.log.as_ref(), &args.data).await?;
+    let log = connect::log(&args.log, &args.data).await?;
     let objects = Objects::local(&args.data.join("objects"))?;
     let listener = TcpListener::bind(args.listen)
         .await

@@ -161,7 +161,7 @@ impl Follower {
         let steps =
             pipedoc_model::plan::plan(&ClusterName::new(&status.cluster)?, &[parsed.config], &Default::default()).steps;
 
-        let log = connect::existing_log(args.log.as_ref(), &args.data).await?;
+        let log = connect::existing_log(&args.log, &args.data).await?;
         let mut read = BTreeSet::new();
         for topic in steps.iter().flat_map(topics) {
             if log.topic(&topic).await?.is_some() {

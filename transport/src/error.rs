@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use pipedoc_model::names::Topic;
+use pipedoc_model::problem::Problems;
 
 use crate::log::TopicPartition;
 
@@ -95,6 +96,53 @@ pub enum Error {
         /// For how long.
         waited: Duration,
     },
+    /// No broker of the cluster answers, for now.
+    #[error("{operation}: {address} is out of reach for {} s: {reason}", since.as_secs())]
+    Unreachable {
+        /// What was tried.
+        operation: &'static str,
+        /// Where: the addresses given.
+        address: String,
+        /// For how long nothing has answered.
+        since: Duration,
+        /// What the last attempt to connect met.
+        reason: String,
+    },
+    /// The cluster does not accept who this is.
+    #[error("{address} does not accept the credentials: {reason}")]
+    Authentication {
+        /// Where: the addresses given.
+        address: String,
+        /// What the broker said.
+        reason: String,
+    },
+    /// The cluster does not allow this to who this is.
+    #[error("{operation} is not allowed: the principal needs the right {right} on {resource}")]
+    Unauthorized {
+        /// What was tried.
+        operation: &'static str,
+        /// The operation of Kafka's access lists that is missing.
+        right: &'static str,
+        /// On what.
+        resource: Resource,
+    },
+    /// The brokers are too old, or do not do this.
+    #[error("{operation}: the brokers at {address} do not support it; {needs}")]
+    UnsupportedBroker {
+        /// What was tried.
+        operation: &'static str,
+        /// Where.
+        address: String,
+        /// What it needs.
+        needs: &'static str,
+    },
+    /// Settings of the log's client that cannot be used.
+    #[error("settings cannot be used")]
+    Settings {
+        /// All that is wrong with them.
+        #[source]
+        source: Problems,
+    },
     /// The log's file cannot be used.
     #[error("log file {}: {problem}", path.display())]
     File {
@@ -127,6 +175,33 @@ pub enum Error {
         /// Whether it pretends to be passing.
         retryable: bool,
     },
+}
+
+/// What access lists speak of.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Resource {
+    /// A topic.
+    Topic(Topic),
+    /// Some topic; which one was not told.
+    SomeTopic,
+    /// A consumer group.
+    Group(String),
+    /// A transactional id.
+    TransactionalId(String),
+    /// The cluster as a whole.
+    Cluster,
+}
+
+impl std::fmt::Display for Resource {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Topic(topic) => write!(f, "topic {topic}"),
+            Self::SomeTopic => f.write_str("the topic"),
+            Self::Group(group) => write!(f, "group {group}"),
+            Self::TransactionalId(id) => write!(f, "transactional id {id}"),
+            Self::Cluster => f.write_str("the cluster"),
+        }
+    }
 }
 
 /// What can be wrong with a log's file.
@@ -165,7 +240,7 @@ impl Error {
     #[must_use]
     pub fn is_retryable(&self) -> bool {
         match self {
-            Self::TimedOut { .. } => true,
+            Self::TimedOut { .. } | Self::Unreachable { .. } => true,
             Self::File { problem, .. } => matches!(problem, FileProblem::Full | FileProblem::Locked),
             Self::Backend { retryable, .. } | Self::Injected { retryable, .. } => *retryable,
             Self::UnknownTopic { .. }
@@ -174,6 +249,10 @@ impl Error {
             | Self::RecordTooLarge { .. }
             | Self::MetadataTooLarge { .. }
             | Self::Fenced { .. }
+            | Self::Authentication { .. }
+            | Self::Unauthorized { .. }
+            | Self::UnsupportedBroker { .. }
+            | Self::Settings { .. }
             | Self::GroupNotEmpty { .. }
             | Self::Misuse { .. }
             | Self::Closed { .. } => false,

@@ -13,5 +13,6 @@ pub mod log;
 pub mod memory;
 pub mod objects;
 pub mod open;
+mod settings;
 pub mod size;
 pub mod sqlite;

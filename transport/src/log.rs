@@ -246,7 +246,7 @@ pub enum Subscription {
 }
 
 /// How a consumer is made.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct ConsumerConfig {
     /// What it reads.
     pub subscription: Subscription,
@@ -285,7 +285,7 @@ impl ConsumerConfig {
 }
 
 /// How a producer is made.
-#[derive(Debug, Clone, Default)]
+#[derive(Clone, Default)]
 pub struct ProducerConfig {
     /// Name of the client, for people.
     pub client_id: String,
@@ -294,7 +294,7 @@ pub struct ProducerConfig {
 }
 
 /// How a transactional producer is made.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct TransactionalConfig {
     /// Its identity. A new producer of the same id fences the one before it and
     /// aborts what that left open.

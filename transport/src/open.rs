@@ -5,6 +5,9 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
+use std::time::Duration;
+
+use pipedoc_model::kafka::Settings;
 
 use crate::error::Result;
 use crate::kafka::{KafkaConfig, KafkaLog};
@@ -62,19 +65,51 @@ impl fmt::Display for LogUrl {
 }
 
 impl LogUrl {
-    /// Opens the log. A file is made where it is missing; its folder must exist.
+    /// Opens the log, without settings of its client. A file is made where it is
+    /// missing; its folder must exist.
     ///
     /// # Errors
     /// When the log cannot be used.
     pub async fn open(&self) -> Result<Arc<dyn Log>> {
+        self.open_with(&OpenOptions::default()).await
+    }
+
+    /// As [`open`](Self::open). Where no broker answers, it waits for one, and says
+    /// so once to `told`, and again whenever the reason changes.
+    ///
+    /// # Errors
+    /// When the log cannot be used, or was not to be reached in time.
+    pub async fn open_with(&self, options: &OpenOptions<'_>) -> Result<Arc<dyn Log>> {
         Ok(match self {
             Self::Memory => Arc::new(MemoryLog::new()),
             Self::Sqlite(path) => {
                 let options = Options { sync: sync_from_env()? };
                 Arc::new(SqliteLog::open(path, options).await?)
             }
-            Self::Kafka(brokers) => Arc::new(KafkaLog::connect(KafkaConfig::new(brokers)).await?),
+            Self::Kafka(brokers) => {
+                let config = KafkaConfig { settings: options.kafka.clone(), ..KafkaConfig::new(brokers) };
+                Arc::new(KafkaLog::wait_for(config, options.wait, options.told).await?)
+            }
         })
+    }
+}
+
+/// How a log is opened.
+#[derive(Clone, Copy)]
+pub struct OpenOptions<'a> {
+    /// Settings of Kafka's clients; see [`KafkaConfig::settings`].
+    pub kafka: &'a Settings,
+    /// How long to wait for a log that cannot be reached; none: for ever.
+    /// Default 10 s.
+    pub wait: Option<Duration>,
+    /// Hears what is waited for.
+    pub told: &'a (dyn Fn(&crate::error::Error) + Send + std::marker::Sync),
+}
+
+impl Default for OpenOptions<'_> {
+    fn default() -> Self {
+        const NONE: &Settings = &Settings::new();
+        Self { kafka: NONE, wait: Some(Duration::from_secs(10)), told: &|_| {} }
     }
 }
 

@@ -44,7 +44,7 @@ pub async fn main(args: RunArgs, output: OutputFormat) -> anyhow::Result<ExitCod
     let data = DataFolder::take(args.data.clone().unwrap_or_else(|| args.out.join(".pipedoc")), &args.out)?;
     let _telemetry = pipedoc_telemetry::init(&pipedoc_telemetry::TelemetryConfig::quiet("pipedoc"))?;
 
-    let log = connect::log(args.log.as_ref(), &data.path).await?;
+    let log = connect::log(&args.log, &data.path).await?;
     pipedoc_engine::topics::ensure(log.as_ref(), &topics).await.context("making the topics")?;
     if args.retry_failed {
         retry::forget_failed(log.as_ref(), &steps).await.context("looking for documents to try again")?;
@@ -71,7 +71,7 @@ pub async fn main(args: RunArgs, output: OutputFormat) -> anyhow::Result<ExitCod
     drop(instance);
 
     let complete = matches!(ended, Ended::Done);
-    let place = match &args.log {
+    let place = match args.log.named() {
         Some(log) => format!("--log {log}"),
         None => format!("--data {}", data.path.display()),
     };

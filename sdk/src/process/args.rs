@@ -5,8 +5,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use pipedoc_model::names::{ClusterName, PipelineName, StepId, StepName};
-use pipedoc_transport::open::LogUrl;
 
+use super::log::LogArgs;
 use crate::units;
 
 /// Arguments of a module's process; `pipedoc module NAME` takes the same.
@@ -34,10 +34,9 @@ pub struct ProcessArgs {
     #[arg(long, env = "PIPEDOC_DATA", value_name = "DIR", default_value = ".pipedoc")]
     pub data: PathBuf,
 
-    /// The log that the records are in: `sqlite:PATH`, `kafka:HOST:PORT,…` or
-    /// `memory:`. Default: the file `log.db` in the data folder.
-    #[arg(long, env = "PIPEDOC_LOG_URL", value_name = "URL")]
-    pub log: Option<LogUrl>,
+    /// Which log.
+    #[command(flatten)]
+    pub log: LogArgs,
 
     /// Name of the installation; must be that of the engines.
     #[arg(long, env = "PIPEDOC_CLUSTER", value_name = "NAME", default_value = "local")]
@@ -95,11 +94,6 @@ impl ProcessArgs {
     /// The engines, without what an empty list leaves.
     pub(super) fn engines(&self) -> Vec<String> {
         self.engines.iter().filter(|engine| !engine.is_empty()).cloned().collect()
-    }
-
-    /// The log: the one given, or the file in the data folder.
-    pub(super) fn log_url(&self) -> LogUrl {
-        self.log.clone().unwrap_or_else(|| LogUrl::Sqlite(self.data.join("log.db")))
     }
 }
 

@@ -31,14 +31,8 @@ pub enum Error {
     #[error(transparent)]
     Slot(#[from] attach::slot::Error),
     /// The log could not be opened.
-    #[error("the log {url} cannot be opened")]
-    Log {
-        /// Which log.
-        url: String,
-        /// Why.
-        #[source]
-        source: pipedoc_transport::error::Error,
-    },
+    #[error(transparent)]
+    Log(#[from] super::log::Error),
     /// The object store could not be opened.
     #[error("the object store in {} cannot be opened", folder.display())]
     Objects {
@@ -69,7 +63,11 @@ impl Error {
     /// Whether what was given is wrong, and nothing was done.
     #[must_use]
     pub fn is_refusal(&self) -> bool {
-        matches!(self, Self::Telemetry(pipedoc_telemetry::Error::Filter { .. }))
+        match self {
+            Self::Log(error) => error.is_refusal(),
+            Self::Telemetry(error) => matches!(error, pipedoc_telemetry::Error::Filter { .. }),
+            _ => false,
+        }
     }
 }
 
@@ -95,7 +93,7 @@ pub(super) async fn live(factory: Factory, layers: Layers, args: ProcessArgs) ->
         instance = %slot.id(),
         slot = slot.number(),
         endpoint,
-        log = %args.log_url(),
+        log = %args.log.url(&args.data),
         engines = args.engines().join(","),
         "ready"
     );
@@ -141,8 +139,7 @@ fn telemetry(factory: &Factory, args: &ProcessArgs) -> Result<pipedoc_telemetry:
 
 /// Opens the log and the object store, and makes what runs steps on them.
 async fn instance(factory: &Factory, layers: &Layers, args: &ProcessArgs, slot: &Slot) -> Result<Instance, Error> {
-    let url = args.log_url();
-    let log = url.open().await.map_err(|source| Error::Log { url: url.to_string(), source })?;
+    let log = args.log.open(&args.data, &|waiting| tracing::warn!("{waiting}")).await?;
     let folder = args.data.join("objects");
     let objects = Objects::local(&folder).map_err(|source| Error::Objects { folder, source })?;
     Ok(Instance::start(InstanceConfig {

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! args    what can be set, by flags and PIPEDOC_* variables
+//! log     which log, and the settings of its clients
 //! help    the end of `--help`: configuration, examples, exit codes
 //! life    the process's life, from telemetry to drain
 //! signal  SIGTERM and SIGINT
@@ -13,6 +14,7 @@
 mod args;
 mod help;
 mod life;
+mod log;
 mod signal;
 
 use std::ffi::OsString;
@@ -27,6 +29,7 @@ use crate::module::{Connector, Module, RecordModule};
 
 pub use args::{LogFormat, ProcessArgs};
 pub use life::Error;
+pub use log::{Error as LogError, KafkaSetting, LogArgs};
 pub use signal::Signals;
 
 /// It failed, or was ended at once by a second signal.

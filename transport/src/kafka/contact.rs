@@ -5,19 +5,30 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use rdkafka::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
+use crate::log::Error;
+
 /// What is known of the way to a cluster.
 #[derive(Debug)]
 pub(super) struct Contact {
     addresses: String,
     lost: AtomicBool,
-    outage: Mutex<Option<(Instant, String)>>,
+    outage: Mutex<Option<Outage>>,
+}
+
+/// Why the cluster does not answer.
+#[derive(Debug)]
+struct Outage {
+    since: Instant,
+    reason: String,
+    /// It answers, but does not accept who this is.
+    refused: bool,
 }
 
 impl Contact {
@@ -25,38 +36,59 @@ impl Contact {
         Self { addresses: addresses.to_owned(), lost: AtomicBool::new(false), outage: Mutex::new(None) }
     }
 
-    /// The cluster for an error message: its addresses, and what is wrong with them.
+    /// The addresses given.
+    pub(super) fn addresses(&self) -> &str {
+        &self.addresses
+    }
+
+    /// The cluster for an error message.
     pub(super) fn target(&self) -> String {
-        match &*self.outage.lock() {
-            Some((since, reason)) => {
-                format!("kafka {} (out of reach for {} s: {reason})", self.addresses, since.elapsed().as_secs())
-            }
-            None => format!("kafka {}", self.addresses),
-        }
+        format!("kafka {}", self.addresses)
+    }
+
+    /// The error for silence, when its cause is known.
+    pub(super) fn out_of_reach(&self, operation: &'static str) -> Option<Error> {
+        let outage = self.outage.lock();
+        let Outage { since, reason, refused } = outage.as_ref()?;
+        let (address, reason) = (self.addresses.clone(), reason.clone());
+        Some(if *refused {
+            Error::Authentication { address, reason }
+        } else {
+            Error::Unreachable { operation, address, since: since.elapsed(), reason }
+        })
+    }
+
+    /// Why the credentials were not accepted, when they were not.
+    pub(super) fn refusal(&self) -> Option<String> {
+        self.outage.lock().as_ref().filter(|outage| outage.refused).map(|outage| outage.reason.clone())
+    }
+
+    /// For how long nothing has answered.
+    pub(super) fn silent_for(&self) -> Option<Duration> {
+        self.outage.lock().as_ref().map(|outage| outage.since.elapsed())
     }
 
     /// It has answered. Cheap when that is no news.
     pub(super) fn heard(&self) {
-        if self.lost.swap(false, Ordering::Relaxed)
-            && let Some((since, _)) = self.outage.lock().take()
+        if self.lost.load(Ordering::Relaxed)
+            && self.lost.swap(false, Ordering::Relaxed)
+            && let Some(outage) = self.outage.lock().take()
         {
-            tracing::info!(kafka = %self.addresses, seconds = since.elapsed().as_secs(), "kafka answers again");
+            tracing::info!(kafka = %self.addresses, seconds = outage.since.elapsed().as_secs(), "kafka answers again");
         }
     }
 
     /// An event of a client tells of trouble.
     pub(super) fn trouble(&self, error: &KafkaError, reason: &str) {
         match error.rdkafka_error_code() {
+            Some(RDKafkaErrorCode::Authentication | RDKafkaErrorCode::SaslAuthenticationFailed | RDKafkaErrorCode::SSL) => {
+                self.lose(plain(reason), true);
+            }
+            // It says nothing that the broker's own event has not said.
+            Some(RDKafkaErrorCode::AllBrokersDown) if self.lost.load(Ordering::Relaxed) => {}
             Some(
                 RDKafkaErrorCode::AllBrokersDown | RDKafkaErrorCode::BrokerTransportFailure | RDKafkaErrorCode::Resolve,
-            ) => {
-                let mut outage = self.outage.lock();
-                if outage.is_none() {
-                    tracing::warn!(kafka = %self.addresses, reason, "kafka is out of reach");
-                    *outage = Some((Instant::now(), reason.to_owned()));
-                    self.lost.store(true, Ordering::Relaxed);
-                }
-            }
+            ) => self.lose(plain(reason), false),
             // No trouble: it is told as an event to those who read.
             Some(RDKafkaErrorCode::PartitionEOF) => {}
             // Missing topics are noticed by those who look them up.
@@ -64,6 +96,30 @@ impl Contact {
             _ => tracing::warn!(kafka = %self.addresses, %error, reason, "kafka client"),
         }
     }
+
+    fn lose(&self, reason: String, refused: bool) {
+        let mut outage = self.outage.lock();
+        match &mut *outage {
+            Some(known) if known.refused || !refused => {}
+            known => {
+                if refused {
+                    tracing::error!(kafka = %self.addresses, reason, "kafka does not accept the credentials");
+                } else {
+                    tracing::warn!(kafka = %self.addresses, reason, "kafka is out of reach");
+                }
+                let since = known.as_ref().map_or_else(Instant::now, |known| known.since);
+                *known = Some(Outage { since, reason, refused });
+                self.lost.store(true, Ordering::Relaxed);
+            }
+        }
+    }
+}
+
+/// What librdkafka says of a broken connection, without its own bookkeeping:
+/// `127.0.0.1:1/bootstrap: Connect to ipv4#127.0.0.1:1 failed: Connection refused (after 0ms in state CONNECT)`.
+fn plain(reason: &str) -> String {
+    let reason = reason.split(" (after ").next().unwrap_or(reason);
+    reason.replace("/bootstrap: ", ": ").replace("ipv4#", "").replace("ipv6#", "")
 }
 
 /// Passes a client's own log lines on.

@@ -18,7 +18,9 @@ use rdkafka::{ClientContext, Statistics};
 use tokio::sync::{Notify, oneshot};
 
 use super::contact::{self, Contact};
+use super::KafkaLog;
 use super::failure::{Attempt, is_unknown_topic};
+use super::topics::Topics;
 use crate::log::{Delivered, Error, Receipt, Reports, Result, TopicPartition};
 
 /// A batch holds at most so many records: its places are numbered with 16 bits.
@@ -30,9 +32,9 @@ const _: () = assert!(usize::BITS >= 64, "batch and place are packed into one po
 pub(super) type Ticket = usize;
 
 /// The batches on their way, shared by all clients of a producer.
-#[derive(Debug)]
 pub(super) struct Deliveries {
     contact: Arc<Contact>,
+    topics: Arc<Topics>,
     timeout: Duration,
     /// Who writes, for errors of fencing.
     who: String,
@@ -65,8 +67,9 @@ pub(super) struct Sending<'a> {
 
 impl Deliveries {
     /// `timeout`: how long a record is tried before it is given up.
-    pub(super) fn new(contact: Arc<Contact>, timeout: Duration, who: String) -> Self {
-        Self { contact, timeout, who, open: Mutex::default(), settled: Notify::new() }
+    pub(super) fn new(log: &KafkaLog, timeout: Duration, who: String) -> Self {
+        let (contact, topics) = (log.contact.clone(), log.topics.clone());
+        Self { contact, topics, timeout, who, open: Mutex::default(), settled: Notify::new() }
     }
 
     /// Opens a batch of `records`, at most [`BATCH_RECORDS`].
@@ -101,15 +104,24 @@ impl Deliveries {
 
     /// The error for a record that was not written.
     pub(super) fn failure(&self, topic: &str, partition: i32, error: KafkaError) -> Error {
-        let attempt = Attempt::new("writing a record", &self.contact, self.timeout).by(&self.who);
+        let attempt = Attempt::new("writing a record", &self.contact, self.timeout).by(&self.who).needs("Write");
         let Ok(topic) = Topic::new(topic) else { return attempt.failed(error) };
         match error.rdkafka_error_code() {
-            Some(code) if is_unknown_topic(code) => Error::UnknownTopic { topic },
+            Some(code) if is_unknown_topic(code) => {
+                self.topics.forget(&topic);
+                Error::UnknownTopic { topic }
+            }
+            // The topic's limit was lowered a moment ago. Sent again, the record
+            // meets the limit that is known then.
+            Some(Code::MessageSizeTooLarge | Code::InvalidMessageSize) => {
+                self.topics.forget(&topic);
+                attempt.passing(error)
+            }
             Some(Code::UnknownPartition) => {
                 Error::UnknownPartition { partition: TopicPartition::new(topic, partition) }
             }
             Some(Code::PurgeQueue | Code::PurgeInflight) => Error::Closed { what: "producer" },
-            _ => attempt.failed(error),
+            _ => attempt.failed_on(&topic, error),
         }
     }
 
@@ -168,7 +180,7 @@ impl Drop for Sending<'_> {
 }
 
 /// Context of a client that writes.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub(super) struct WriterContext(pub(super) Arc<Deliveries>);
 
 impl ClientContext for WriterContext {

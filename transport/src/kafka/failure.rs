@@ -3,10 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use pipedoc_model::kafka;
 use pipedoc_model::names::Topic;
+use pipedoc_model::problem::{Problem, Problems};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 
 use super::contact::Contact;
+use crate::error::Resource;
 use crate::log::Error;
 
 /// What was tried when an error came.
@@ -20,11 +23,32 @@ pub(super) struct Attempt<'a> {
     pub(super) contact: &'a Contact,
     /// Who is fenced when somebody is: a member or a transactional id.
     pub(super) who: &'a str,
+    /// The operation of access lists that this needs, on topics above all.
+    right: &'static str,
+    /// The group it is made for.
+    group: Option<&'a str>,
+    /// The transactional id it is made for.
+    id: Option<&'a str>,
 }
 
 impl<'a> Attempt<'a> {
     pub(super) fn new(operation: &'static str, contact: &'a Contact, waited: Duration) -> Self {
-        Self { operation, waited, contact, who: "the client" }
+        Self { operation, waited, contact, who: "the client", right: "Describe", group: None, id: None }
+    }
+
+    /// Names the operation of access lists that it needs.
+    pub(super) fn needs(self, right: &'static str) -> Self {
+        Self { right, ..self }
+    }
+
+    /// It is made for a group.
+    pub(super) fn of_group(self, group: &'a str) -> Self {
+        Self { group: Some(group), ..self }
+    }
+
+    /// It is made for a transactional id.
+    pub(super) fn of_id(self, id: &'a str) -> Self {
+        Self { id: Some(id), ..self }
     }
 
     pub(super) fn by(self, who: &'a str) -> Self {
@@ -33,13 +57,34 @@ impl<'a> Attempt<'a> {
 
     /// The contract's error for one of rdkafka.
     pub(super) fn failed(&self, error: KafkaError) -> Error {
-        if let Some(code) = error.rdkafka_error_code() {
-            if is_silence(code) {
-                return self.timed_out();
-            }
-            if is_fenced(code) {
-                return Error::Fenced { who: self.who.to_owned() };
-            }
+        self.failed_with(None, error)
+    }
+
+    /// As [`failed_on`](Self::failed_on), for calls that answer with a bare code.
+    /// ([`KafkaError::AdminOp`] does not give its code back.)
+    pub(super) fn refused_on(&self, topic: &Topic, code: Code) -> Error {
+        self.typed(Some(topic), code).unwrap_or_else(|| self.backend(is_passing(code), KafkaError::AdminOp(code)))
+    }
+
+    /// As [`failed`](Self::failed), for an operation on one topic.
+    pub(super) fn failed_on(&self, topic: &Topic, error: KafkaError) -> Error {
+        match error.rdkafka_error_code() {
+            Some(code) if is_unknown_topic(code) => Error::UnknownTopic { topic: topic.clone() },
+            _ => self.failed_with(Some(topic), error),
+        }
+    }
+
+    pub(super) fn timed_out(&self) -> Error {
+        self.contact.out_of_reach(self.operation).unwrap_or_else(|| Error::TimedOut {
+            operation: self.operation,
+            target: self.contact.target(),
+            waited: self.waited,
+        })
+    }
+
+    fn failed_with(&self, topic: Option<&Topic>, error: KafkaError) -> Error {
+        if let Some(error) = error.rdkafka_error_code().and_then(|code| self.typed(topic, code)) {
+            return error;
         }
         let retryable = match &error {
             KafkaError::Transaction(error) => error.is_retriable(),
@@ -48,27 +93,56 @@ impl<'a> Attempt<'a> {
         self.backend(retryable, error)
     }
 
-    /// As [`failed`](Self::failed), for calls that answer with a bare code.
-    /// ([`KafkaError::AdminOp`] does not give its code back.)
-    pub(super) fn refused(&self, code: Code) -> Error {
-        if is_silence(code) { self.timed_out() } else { self.backend(is_passing(code), KafkaError::AdminOp(code)) }
-    }
-
-    /// As [`failed`](Self::failed), for an operation on one topic.
-    pub(super) fn failed_on(&self, topic: &Topic, error: KafkaError) -> Error {
-        match error.rdkafka_error_code() {
-            Some(code) if is_unknown_topic(code) => Error::UnknownTopic { topic: topic.clone() },
-            _ => self.failed(error),
+    /// The error for a code that has one of its own.
+    fn typed(&self, topic: Option<&Topic>, code: Code) -> Option<Error> {
+        let (operation, address) = (self.operation, self.contact.addresses().to_owned());
+        let unauthorized = |right, resource| Some(Error::Unauthorized { operation, right, resource });
+        match code {
+            code if is_silence(code) => Some(self.timed_out()),
+            code if is_fenced(code) => Some(Error::Fenced { who: self.who.to_owned() }),
+            Code::TopicAuthorizationFailed => {
+                unauthorized(self.right, topic.cloned().map_or(Resource::SomeTopic, Resource::Topic))
+            }
+            Code::GroupAuthorizationFailed => {
+                unauthorized("Read", Resource::Group(self.group.unwrap_or("of the client").to_owned()))
+            }
+            Code::TransactionalIdAuthorizationFailed => {
+                unauthorized("Write", Resource::TransactionalId(self.id.unwrap_or("of the client").to_owned()))
+            }
+            Code::ClusterAuthorizationFailed => unauthorized(self.right, Resource::Cluster),
+            Code::Authentication | Code::SaslAuthenticationFailed | Code::UnsupportedSASLMechanism => {
+                let reason = self.contact.refusal().unwrap_or_else(|| code.to_string());
+                Some(Error::Authentication { address, reason })
+            }
+            Code::UnsupportedVersion | Code::UnsupportedFeature | Code::UnsupportedForMessageFormat => {
+                Some(Error::UnsupportedBroker { operation, address, needs: "Kafka 2.5 or newer is needed, and 4.0 for group.protocol=consumer" })
+            }
+            _ => None,
         }
     }
 
-    pub(super) fn timed_out(&self) -> Error {
-        Error::TimedOut { operation: self.operation, target: self.contact.target(), waited: self.waited }
+    /// The error for something that passes when it is tried again.
+    pub(super) fn passing(&self, error: KafkaError) -> Error {
+        self.backend(true, error)
     }
 
     fn backend(&self, retryable: bool, error: KafkaError) -> Error {
         Error::Backend { operation: self.operation, target: self.contact.target(), retryable, source: Arc::new(error) }
     }
+}
+
+/// The error for a client that cannot be made: its settings are to blame.
+pub(super) fn not_made(error: KafkaError) -> Error {
+    let problem = match error {
+        // What librdkafka says may quote the value.
+        KafkaError::ClientConfig(_, _, name, _) if kafka::is_secret(&name) => {
+            Problem { field: name, message: "its value cannot be used".to_owned(), ..Problem::default() }
+        }
+        KafkaError::ClientConfig(_, message, name, _) => Problem { field: name, message, ..Problem::default() },
+        KafkaError::ClientCreation(message) => Problem { message, ..Problem::default() },
+        other => Problem { message: other.to_string(), ..Problem::default() },
+    };
+    Error::Settings { source: Problems(vec![problem]) }
 }
 
 /// The topic is not there.

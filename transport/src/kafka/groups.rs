@@ -4,17 +4,17 @@
 //! the group's name, and refuses its commits while the group has members.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
+use pipedoc_model::kafka::{Client, Settings};
 use pipedoc_model::names::Topic;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _};
 use rdkafka::error::RDKafkaErrorCode as Code;
 use rdkafka::{Offset, TopicPartitionList};
 
 use super::contact::PlainContext;
-use super::failure::Attempt;
+use super::failure::{Attempt, not_made};
 use super::{KafkaLog, blocking, settings};
-use crate::log::{Commit, Committed, Error, Result, TopicPartition};
+use crate::log::{Commit, Committed, ConsumerConfig, Error, Result, Subscription, TopicPartition};
 
 /// Longest text that Kafka keeps beside an offset, by default.
 const METADATA_BYTES: usize = 4096;
@@ -34,7 +34,7 @@ pub(super) async fn offsets(log: &KafkaLog, group: &str) -> Result<BTreeMap<Topi
         if asked.count() == 0 {
             return Ok(BTreeMap::new());
         }
-        let attempt = Attempt::new("asking for a group's offsets", &log.contact, log.config.timeout);
+        let attempt = Attempt::new("asking for a group's offsets", &log.contact, log.config.timeout).of_group(&group);
         let client = outsider(&log, &group)?;
         let found = client.committed_offsets(asked, log.config.timeout).map_err(|error| attempt.failed(error))?;
         Ok(committed(&found))
@@ -57,7 +57,7 @@ pub(super) async fn set_offsets(log: &KafkaLog, group: &str, commits: &[Commit])
     }
     let (log, group) = (log.clone(), group.to_owned());
     blocking(move || {
-        let attempt = Attempt::new("setting a group's offsets", &log.contact, log.config.timeout);
+        let attempt = Attempt::new("setting a group's offsets", &log.contact, log.config.timeout).of_group(&group);
         let client = outsider(&log, &group)?;
         match client.commit(&offsets, CommitMode::Sync) {
             Ok(()) => Ok(()),
@@ -133,10 +133,11 @@ pub(super) fn committed(list: &TopicPartitionList) -> BTreeMap<TopicPartition, C
 
 /// A client with a group's name that never joins it.
 fn outsider(log: &KafkaLog, group: &str) -> Result<BaseConsumer<PlainContext>> {
-    let attempt = Attempt::new("making a client", &log.contact, Duration::ZERO);
-    let mut config = settings::consumer(&log.config, "pipedoc-admin", group, &BTreeMap::new());
+    let own = log.config.settings(Client::Consumer, &Settings::new())?;
+    let asked = ConsumerConfig { settings: own, ..ConsumerConfig::new("pipedoc-admin", Subscription::Assigned(Vec::new())) };
+    let mut config = settings::consumer(&log.config, &asked, group, false);
     // Offsets in an open transaction are not committed yet. A reader of committed
     // records would wait for the transaction's end before it tells of the others.
     config.set("isolation.level", "read_uncommitted");
-    config.create_with_context(PlainContext(log.contact.clone())).map_err(|error| attempt.failed(error))
+    config.create_with_context(PlainContext(log.contact.clone())).map_err(not_made)
 }

@@ -35,25 +35,39 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use pipedoc_model::kafka::{self, Settings};
 use pipedoc_model::names::Topic;
 
 use self::contact::Contact;
+use self::settings::Cluster;
 use self::topics::Topics;
 use crate::log::{
-    Commit, Committed, Consumer, ConsumerConfig, Ends, Log, Producer, ProducerConfig, Result, TopicInfo,
+    Commit, Committed, Consumer, ConsumerConfig, Ends, Error, Log, Producer, ProducerConfig, Result, TopicInfo,
     TopicPartition, TopicSpec, Transactional, TransactionalConfig,
 };
 
 /// Where a cluster is and how to talk to it.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct KafkaConfig {
     /// Addresses to begin with, `HOST:PORT[,HOST:PORT…]`.
     pub bootstrap: String,
-    /// Settings for all clients, by librdkafka's names: security above all.
-    pub settings: BTreeMap<String, String>,
+    /// Settings of the process, for all clients that know them: by librdkafka's
+    /// names, or `consumer.NAME` and `producer.NAME`; secrets in place. See
+    /// [`pipedoc_model::kafka::check_process`].
+    pub settings: Settings,
     /// How long the calls of administration, and the first one above all, wait
     /// for the cluster. Default 10 s.
     pub timeout: Duration,
+}
+
+impl std::fmt::Debug for KafkaConfig {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("KafkaConfig")
+            .field("bootstrap", &self.bootstrap)
+            .field("settings", &kafka::shown(&self.settings))
+            .field("timeout", &self.timeout)
+            .finish()
+    }
 }
 
 impl KafkaConfig {
@@ -64,10 +78,14 @@ impl KafkaConfig {
     }
 }
 
+/// How long the first look at a cluster may take before it is said that it is
+/// waited for.
+const FIRST_LOOK: Duration = Duration::from_secs(2);
+
 /// A Kafka cluster as a log. Cheap to clone; clones share their clients.
 #[derive(Clone)]
 pub struct KafkaLog {
-    config: Arc<KafkaConfig>,
+    config: Arc<Cluster>,
     contact: Arc<Contact>,
     topics: Arc<Topics>,
 }
@@ -82,14 +100,55 @@ impl KafkaLog {
     /// Reaches a cluster.
     ///
     /// # Errors
-    /// When a setting is not known to librdkafka, and (this may be tried again)
-    /// when no broker has answered within the configured time.
+    /// When settings cannot be used (all of them named), when the cluster does not
+    /// accept the credentials, and (this may be tried again) when no broker has
+    /// answered within the configured time.
     pub async fn connect(config: KafkaConfig) -> Result<Self> {
-        let contact = Arc::new(Contact::new(&config.bootstrap));
-        let topics = Topics::new(&config, contact.clone())?;
-        let log = Self { config: Arc::new(config), contact, topics };
+        let log = Self::made(config)?;
         log.topics.list().await?;
         Ok(log)
+    }
+
+    /// As [`connect`](Self::connect), but waits while no broker answers: `wait`
+    /// long, or for ever. Says so to `told`, once, and again when the reason
+    /// changes.
+    ///
+    /// # Errors
+    /// As [`connect`](Self::connect).
+    pub async fn wait_for(
+        config: KafkaConfig,
+        wait: Option<Duration>,
+        told: &(dyn Fn(&Error) + Send + Sync),
+    ) -> Result<Self> {
+        let log = Self::made(config)?;
+        let end = wait.map(|wait| tokio::time::Instant::now() + wait);
+        let mut known = None;
+        loop {
+            let left = end.map(|end| end.saturating_duration_since(tokio::time::Instant::now()));
+            let limit = left.map_or(FIRST_LOOK, |left| left.min(FIRST_LOOK));
+            let error = match log.topics.answers(limit).await {
+                Ok(()) => return Ok(log),
+                Err(error) if !error.is_retryable() || left.is_some_and(|left| left <= limit) => return Err(error),
+                Err(error) => error,
+            };
+            let reason = match &error {
+                Error::Unreachable { reason, .. } => Some(reason.clone()),
+                _ => None,
+            };
+            if known != Some(reason.clone()) {
+                told(&error);
+                known = Some(reason);
+            }
+        }
+    }
+
+    /// Checks the settings and makes the clients, which connect by themselves.
+    fn made(config: KafkaConfig) -> Result<Self> {
+        let contact = Arc::new(Contact::new(&config.bootstrap));
+        let settings = kafka::check_process(&config.settings).map_err(settings::refused)?;
+        let cluster = Cluster { bootstrap: config.bootstrap, settings, timeout: config.timeout };
+        let topics = Topics::new(&cluster, contact.clone())?;
+        Ok(Self { config: Arc::new(cluster), contact, topics })
     }
 }
 
@@ -153,6 +212,6 @@ async fn blocking<T: Send + 'static>(call: impl FnOnce() -> Result<T> + Send + '
     match tokio::task::spawn_blocking(call).await {
         Ok(result) => result,
         // Only when the runtime shuts down, or the call panicked.
-        Err(_) => Err(crate::log::Error::Closed { what: "runtime" }),
+        Err(_) => Err(Error::Closed { what: "runtime" }),
     }
 }

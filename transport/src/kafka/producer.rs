@@ -10,12 +10,13 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
+use pipedoc_model::kafka::Client;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseRecord, Producer as _, ThreadedProducer};
 
 use super::delivery::{BATCH_RECORDS, Deliveries, Ticket, WriterContext};
-use super::failure::Attempt;
+use super::failure::not_made;
 use super::topics::Facts;
 use super::{KafkaLog, settings};
 use crate::log::{Error, OutgoingRecord, Producer, ProducerConfig, Receipt, Reports, Result, TopicPartition};
@@ -24,9 +25,6 @@ use crate::size;
 /// A client of librdkafka that writes.
 pub(super) type Writer = ThreadedProducer<WriterContext>;
 
-/// How long librdkafka tries a record: its default `message.timeout.ms`.
-const RECORD_TIMEOUT: Duration = Duration::from_secs(300);
-
 /// How long a dropped producer may still write what it had taken.
 const LAST_FLUSH: Duration = Duration::from_secs(30);
 
@@ -34,17 +32,22 @@ pub(super) struct KafkaProducer {
     log: KafkaLog,
     config: ProducerConfig,
     deliveries: Arc<Deliveries>,
+    /// The bound on batches to topics whose limit is no lower.
+    batch_bytes: usize,
     /// By the bound on their batches.
     writers: Mutex<BTreeMap<usize, Arc<Writer>>>,
 }
 
 impl KafkaProducer {
-    pub(super) fn new(log: &KafkaLog, config: ProducerConfig) -> Result<Self> {
+    pub(super) fn new(log: &KafkaLog, mut config: ProducerConfig) -> Result<Self> {
+        config.settings = log.config.settings(Client::Producer, &config.settings)?;
         let who = format!("producer {}", config.client_id);
-        let deliveries = Arc::new(Deliveries::new(log.contact.clone(), RECORD_TIMEOUT, who));
-        let producer = Self { log: log.clone(), config, deliveries, writers: Mutex::default() };
+        let timeout = settings::record_timeout(&config.settings);
+        let deliveries = Arc::new(Deliveries::new(log, timeout, who));
+        let batch_bytes = settings::asked_batch_bytes(&config.settings);
+        let producer = Self { log: log.clone(), config, deliveries, batch_bytes, writers: Mutex::default() };
         // Made at once, so that a wrong setting is told at once.
-        producer.writer(settings::BATCH_BYTES)?;
+        producer.writer(producer.batch_bytes)?;
         Ok(producer)
     }
 
@@ -57,9 +60,8 @@ impl KafkaProducer {
             }
         }
         let config = settings::producer(&self.log.config, &self.config.client_id, &self.config.settings, batch_bytes);
-        let attempt = Attempt::new("making a producer", &self.log.contact, Duration::ZERO);
         let writer = config.create_with_context(WriterContext(self.deliveries.clone()));
-        let writer: Arc<Writer> = Arc::new(writer.map_err(|error| attempt.failed(error))?);
+        let writer: Arc<Writer> = Arc::new(writer.map_err(not_made)?);
         if let Some(spent) = writers.insert(batch_bytes, writer.clone()) {
             retire(spent);
         }
@@ -82,7 +84,7 @@ impl KafkaProducer {
         let sending = self.deliveries.begin(records.len());
         let mut kept: Option<(usize, Arc<Writer>)> = None;
         for (place, (record, facts)) in records.iter().zip(facts).enumerate() {
-            let sent = match facts.and_then(|facts| check(record, &facts).map(|()| batch_bytes(facts.limit))) {
+            let sent = match facts.and_then(|facts| check(record, &facts).map(|()| batch_bytes(facts.limit, self.batch_bytes))) {
                 Ok(bytes) => {
                     let writer = match &kept {
                         Some((of, writer)) if *of == bytes => writer,
@@ -147,10 +149,10 @@ pub(super) fn check(record: &OutgoingRecord, facts: &Facts) -> Result<()> {
     }
 }
 
-/// The bound on batches for a topic with this limit.
-pub(super) fn batch_bytes(limit: usize) -> usize {
-    if limit > settings::BATCH_BYTES {
-        return settings::BATCH_BYTES;
+/// The bound on batches for a topic with this limit, where `asked` is wanted.
+pub(super) fn batch_bytes(limit: usize, asked: usize) -> usize {
+    if limit > asked {
+        return asked;
     }
     // The largest power of two that is not above the limit.
     1 << limit.max(1).ilog2()

@@ -1,22 +1,60 @@
-//! librdkafka's settings: ours first, then the user's, then those that keep promises.
+//! librdkafka's settings: ours first, then the process's, then the step's, then
+//! those that keep promises. What they may be is checked by `pipedoc_model::kafka`.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
+use pipedoc_model::kafka::{self, Client, Finding, Place, ProcessSettings, Settings};
+use pipedoc_model::problem::{Problem, Problems};
 use rdkafka::ClientConfig;
 use rdkafka::config::RDKafkaLogLevel;
 
-use super::KafkaConfig;
+use crate::log::{ConsumerConfig, Error, Result};
 
-/// A batch of several records holds at most so many bytes; below the default
-/// limit of topics.
+/// A batch of several records holds at most so many bytes, unless a setting says
+/// otherwise; below the default limit of topics.
 pub(super) const BATCH_BYTES: usize = 1_000_000;
 
+/// A member that is not heard of for so long loses its partitions, unless a
+/// setting says otherwise.
+const SESSION_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// A cluster with settings that were checked.
+pub(super) struct Cluster {
+    pub(super) bootstrap: String,
+    pub(super) settings: ProcessSettings,
+    /// How long calls of administration wait.
+    pub(super) timeout: Duration,
+}
+
+impl Cluster {
+    /// All settings of a client: the process's, and over them its own.
+    pub(super) fn settings(&self, client: Client, own: &Settings) -> Result<Settings> {
+        let process = match client {
+            Client::Consumer => &self.settings.consumer,
+            Client::Producer => &self.settings.producer,
+        };
+        // By librdkafka's own names first, so that one setting is not there twice.
+        let own = accept(kafka::check(client, Place::Step { at_most_once: true }, own))?;
+        let all = process.iter().chain(&own).map(|(name, value)| (name.clone(), value.clone())).collect();
+        accept(kafka::check(client, Place::Client, &all))
+    }
+}
+
+/// The error for settings that cannot be used.
+pub(super) fn refused(findings: Vec<Finding>) -> Error {
+    let problem = |finding: Finding| Problem { field: finding.name, message: finding.message, ..Problem::default() };
+    Error::Settings { source: Problems(findings.into_iter().map(problem).collect()) }
+}
+
+fn accept(checked: kafka::Checked) -> Result<Settings> {
+    if checked.findings.is_empty() { Ok(checked.settings) } else { Err(refused(checked.findings)) }
+}
+
 /// What all clients have in common.
-pub(super) fn common(kafka: &KafkaConfig, client_id: &str) -> ClientConfig {
+pub(super) fn common(cluster: &Cluster, client_id: &str, settings: &Settings) -> ClientConfig {
     let mut config = ClientConfig::new();
     config.set_log_level(RDKafkaLogLevel::Warning);
-    config.set("bootstrap.servers", &kafka.bootstrap);
+    config.set("bootstrap.servers", &cluster.bootstrap);
     if !client_id.is_empty() {
         config.set("client.id", client_id);
     }
@@ -25,76 +63,102 @@ pub(super) fn common(kafka: &KafkaConfig, client_id: &str) -> ClientConfig {
     config.set("topic.metadata.refresh.interval.ms", "10000");
     // Found at once when another client has just made it.
     config.set("topic.metadata.refresh.fast.interval.ms", "100");
-    apply(&mut config, &kafka.settings);
+    for (name, value) in settings {
+        config.set(name, value);
+    }
     config
 }
 
+/// The bound on batches that the settings ask for.
+pub(super) fn asked_batch_bytes(settings: &Settings) -> usize {
+    settings.get("batch.size").and_then(|text| text.parse().ok()).unwrap_or(BATCH_BYTES)
+}
+
+/// How long a record is tried before it is given up: librdkafka's own default, or
+/// what the settings say; 0 there is for ever.
+pub(super) fn record_timeout(settings: &Settings) -> Duration {
+    let asked = settings.get("message.timeout.ms").and_then(|text| text.parse().ok());
+    Duration::from_millis(asked.unwrap_or(300_000))
+}
+
 /// A producer whose batches keep below `batch_bytes`.
-pub(super) fn producer(
-    kafka: &KafkaConfig,
-    client_id: &str,
-    settings: &BTreeMap<String, String>,
-    batch_bytes: usize,
-) -> ClientConfig {
-    let mut config = common(kafka, client_id);
+pub(super) fn producer(cluster: &Cluster, client_id: &str, settings: &Settings, batch_bytes: usize) -> ClientConfig {
+    let mut config = common(cluster, client_id, &Settings::new());
     // How much may wait for the broker before `send` waits for room.
     config.set("queue.buffering.max.kbytes", "65536").set("queue.buffering.max.messages", "100000");
-    apply(&mut config, settings);
-    let asked = settings.get("batch.size").and_then(|text| text.parse().ok()).unwrap_or(batch_bytes);
-    config.set("batch.size", asked.min(batch_bytes).to_string());
+    for (name, value) in settings {
+        config.set(name, value);
+    }
+    config.set("batch.size", batch_bytes.to_string());
     // The topic's own limit is checked by us, with the same measure on every log.
     config.set("message.max.bytes", "1000000000");
     config.set("partitioner", "murmur2_random");
-    config.set("enable.idempotence", "true").set("acks", "all");
+    // Fewer acknowledgements leave nothing to number records for.
+    let all = settings.get("request.required.acks").is_none_or(|acks| acks == "all");
+    config.set("enable.idempotence", if all { "true" } else { "false" });
     config
 }
 
 /// A producer of transactions.
 pub(super) fn transactional(
-    kafka: &KafkaConfig,
+    cluster: &Cluster,
     id: &str,
     timeout: Duration,
-    settings: &BTreeMap<String, String>,
+    settings: &Settings,
     batch_bytes: usize,
 ) -> ClientConfig {
-    let mut config = producer(kafka, id, settings, batch_bytes);
+    let mut config = producer(cluster, id, settings, batch_bytes);
     config.set("transactional.id", id).set("transaction.timeout.ms", timeout.as_millis().to_string());
+    config.set("request.required.acks", "all").set("enable.idempotence", "true");
     // A record cannot be waited for longer than its transaction lives.
     config.set("message.timeout.ms", timeout.as_millis().to_string());
     config
 }
 
-/// A consumer; `group` is its group, or a name that is never used for commits.
-pub(super) fn consumer(
-    kafka: &KafkaConfig,
-    client_id: &str,
-    group: &str,
-    settings: &BTreeMap<String, String>,
-) -> ClientConfig {
-    let mut config = common(kafka, client_id);
-    // Members hear of a rebalance with their next heartbeat; librdkafka's own 3 s
-    // would make each take several seconds.
-    config.set("session.timeout.ms", "15000").set("heartbeat.interval.ms", "1000");
-    config.set("partition.assignment.strategy", "cooperative-sticky");
-    // What is prefetched is bounded per consumer, not only per partition.
-    config.set("queued.max.messages.kbytes", "16384").set("queued.min.messages", "10000");
-    // Fetching goes on soon after the queue had been full (default: 1 s).
-    config.set("fetch.queue.backoff.ms", "20").set("fetch.error.backoff.ms", "200");
-    // Ends of partitions come with the statistics.
-    config.set("statistics.interval.ms", "5000");
-    apply(&mut config, settings);
-    config.set("group.id", group);
-    config.set("isolation.level", "read_committed");
-    config.set("enable.auto.commit", "false").set("enable.auto.offset.store", "false");
-    config.set("enable.partition.eof", "true");
-    // A place that is gone is told, never silently replaced.
-    config.set("auto.offset.reset", "error");
-    config.set("allow.auto.create.topics", "false");
-    config
+/// How long a member may be silent.
+pub(super) fn session_timeout(config: &ConsumerConfig) -> Duration {
+    let asked = config.settings.get("session.timeout.ms").and_then(|text| text.parse().ok());
+    config.session_timeout.or(asked.map(Duration::from_millis)).unwrap_or(SESSION_TIMEOUT)
 }
 
-fn apply(config: &mut ClientConfig, settings: &BTreeMap<String, String>) {
-    for (name, value) in settings {
-        config.set(name, value);
+/// A consumer that is a member of a group, or none: then `group` is a name that
+/// is never joined. The settings of `config` are whole.
+pub(super) fn consumer(cluster: &Cluster, config: &ConsumerConfig, group: &str, member: bool) -> ClientConfig {
+    let mut asked = common(cluster, &config.client_id, &Settings::new());
+    // What is prefetched is bounded per consumer, not only per partition.
+    asked.set("queued.max.messages.kbytes", "16384").set("queued.min.messages", "10000");
+    // Fetching goes on soon after the queue had been full (default: 1 s).
+    asked.set("fetch.queue.backoff.ms", "20").set("fetch.error.backoff.ms", "200");
+    // Ends of partitions come with the statistics.
+    asked.set("statistics.interval.ms", "5000");
+    let ours = ["max.poll.records", "group.instance.id", "auto.offset.reset"];
+    for (name, value) in config.settings.iter().filter(|(name, _)| !ours.contains(&name.as_str())) {
+        asked.set(name, value);
     }
+    if config.settings.get("group.protocol").is_none_or(|protocol| protocol == "classic") {
+        let session = session_timeout(config);
+        // The caller's pace is watched by us; librdkafka sees only the polling thread, which never stops.
+        let interval = config.max_poll_interval.max(session);
+        asked.set("max.poll.interval.ms", interval.as_millis().to_string());
+        asked.set("session.timeout.ms", session.as_millis().to_string());
+        if !config.settings.contains_key("heartbeat.interval.ms") {
+            // Members hear of a rebalance with their next heartbeat; librdkafka's own 3 s
+            // would make each take several seconds.
+            asked.set("heartbeat.interval.ms", (session.as_millis() / 5).clamp(1, 1000).to_string());
+        }
+        if !config.settings.contains_key("partition.assignment.strategy") {
+            asked.set("partition.assignment.strategy", "cooperative-sticky");
+        }
+    }
+    if let Some(id) = config.settings.get("group.instance.id").filter(|_| member) {
+        asked.set("group.instance.id", id.replace("{instance}", &config.client_id));
+    }
+    asked.set("group.id", group);
+    asked.set("isolation.level", "read_committed");
+    asked.set("enable.auto.commit", "false").set("enable.auto.offset.store", "false");
+    asked.set("enable.partition.eof", "true");
+    // A place that is gone is told, never silently replaced.
+    asked.set("auto.offset.reset", "error");
+    asked.set("allow.auto.create.topics", "false");
+    asked
 }

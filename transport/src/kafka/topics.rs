@@ -21,8 +21,9 @@ use rdkafka::metadata::MetadataTopic;
 use rdkafka::{Offset, TopicPartitionList};
 
 use super::contact::{Contact, PlainContext};
-use super::failure::{Attempt, is_unknown_topic};
-use super::{KafkaConfig, blocking, settings};
+use super::failure::{Attempt, is_unknown_topic, not_made};
+use super::settings::Cluster;
+use super::{blocking, settings};
 use crate::log::{Ends, Error, Result, TopicInfo, TopicPartition, TopicSettings, TopicSpec};
 use crate::size;
 
@@ -38,6 +39,9 @@ const EVENTS_PERIOD: Duration = Duration::from_millis(500);
 /// Kafka's own topics, which are nobody's to read by a pattern.
 const KAFKAS_OWN: [&str; 4] =
     ["__consumer_offsets", "__transaction_state", "__share_group_state", "__remote_log_metadata"];
+
+/// A name that no topic has, to ask for as little as possible.
+const NO_TOPIC: &str = "pipedoc.no-topic";
 
 /// All topics with their number of partitions.
 pub(super) type Listing = BTreeMap<Topic, i32>;
@@ -63,14 +67,13 @@ pub(super) struct Topics {
 }
 
 impl Topics {
-    pub(super) fn new(kafka: &KafkaConfig, contact: Arc<Contact>) -> Result<Arc<Self>> {
-        let attempt = Attempt::new("making a client", &contact, Duration::ZERO);
-        let mut config = settings::common(kafka, "pipedoc-admin");
-        let query = config.create_with_context(PlainContext(contact.clone())).map_err(|error| attempt.failed(error))?;
+    pub(super) fn new(cluster: &Cluster, contact: Arc<Contact>) -> Result<Arc<Self>> {
+        let mut config = settings::common(cluster, "pipedoc-admin", &cluster.settings.common);
+        let query = config.create_with_context(PlainContext(contact.clone())).map_err(not_made)?;
         config.set_log_level(RDKafkaLogLevel::Emerg);
-        let admin = config.create_with_context(PlainContext(contact.clone())).map_err(|error| attempt.failed(error))?;
+        let admin = config.create_with_context(PlainContext(contact.clone())).map_err(not_made)?;
         let (facts, listing) = (Mutex::default(), tokio::sync::Mutex::default());
-        let topics = Arc::new(Self { admin, query, contact, timeout: kafka.timeout, facts, listing });
+        let topics = Arc::new(Self { admin, query, contact, timeout: cluster.timeout, facts, listing });
         serve_events(Arc::downgrade(&topics));
         Ok(topics)
     }
@@ -78,6 +81,30 @@ impl Topics {
     /// The client that asks.
     pub(super) fn query(&self) -> &BaseConsumer<PlainContext> {
         &self.query
+    }
+
+    /// Whether the cluster answers within `limit`.
+    pub(super) async fn answers(self: &Arc<Self>, limit: Duration) -> Result<()> {
+        let this = self.clone();
+        blocking(move || {
+            let attempt = Attempt::new("connecting", &this.contact, limit);
+            let end = Instant::now() + limit;
+            loop {
+                // In short looks: events tell why it does not, and must be served meanwhile.
+                let look = Duration::from_millis(250).min(limit);
+                let answer = this.query.fetch_metadata(Some(NO_TOPIC), look);
+                (0..32).for_each(|_| drop(this.query.poll(Duration::ZERO)));
+                match answer.map_err(|error| attempt.failed(error)) {
+                    Ok(_) => {
+                        this.contact.heard();
+                        return Ok(());
+                    }
+                    Err(error) if !error.is_retryable() || Instant::now() >= end => return Err(error),
+                    Err(_) => {}
+                }
+            }
+        })
+        .await
     }
 
     /// All topics but Kafka's own, asked for now.
@@ -171,13 +198,13 @@ impl Topics {
 
     /// Removes a topic and waits until it is gone.
     pub(super) async fn delete(self: &Arc<Self>, topic: &Topic) -> Result<()> {
-        let attempt = self.attempt("deleting a topic");
+        let attempt = self.attempt("deleting a topic").needs("Delete");
         let results = self.admin.delete_topics(&[topic.as_str()], &self.options()).await;
         for result in results.map_err(|error| attempt.failed(error))? {
             match result {
                 Ok(_) => {}
                 Err((_, code)) if is_unknown_topic(code) => {}
-                Err((_, code)) => return Err(attempt.refused(code)),
+                Err((_, code)) => return Err(attempt.refused_on(topic, code)),
             }
         }
         self.forget(topic);
@@ -208,7 +235,7 @@ impl Topics {
 
     /// Removes all records of a partition before an offset.
     pub(super) async fn delete_records(&self, source: &TopicPartition, before: i64) -> Result<()> {
-        let attempt = self.attempt("deleting records");
+        let attempt = self.attempt("deleting records").needs("Delete");
         let refused = |error: KafkaError| match error.rdkafka_error_code() {
             Some(Code::OffsetOutOfRange) => {
                 Error::Misuse { operation: "delete_records", reason: "the offset is not between the partition's ends" }
@@ -258,21 +285,21 @@ impl Topics {
                 // A leader is being elected: the topic is there.
                 Some(Code::LeaderNotAvailable) | None if found.partitions().is_empty() => Ok(None),
                 Some(Code::LeaderNotAvailable) | None => Ok(Some(see(found))),
-                Some(code) => Err(attempt.refused(code)),
+                Some(code) => Err(attempt.refused_on(&topic, code)),
             }
         })
         .await
     }
 
     async fn configuration(&self, topic: &Topic) -> Result<ConfigResource> {
-        let attempt = self.attempt("describing a topic");
+        let attempt = self.attempt("describing a topic").needs("DescribeConfigs");
         let asked = [ResourceSpecifier::Topic(topic.as_str())];
         let answers = self.admin.describe_configs(&asked, &AdminOptions::new().request_timeout(Some(self.timeout)));
         let answer = answers.await.map_err(|error| attempt.failed_on(topic, error))?.pop();
         match answer {
             Some(Ok(resource)) => Ok(resource),
             Some(Err(code)) if is_unknown_topic(code) => Err(Error::UnknownTopic { topic: topic.clone() }),
-            Some(Err(code)) => Err(attempt.refused(code)),
+            Some(Err(code)) => Err(attempt.refused_on(topic, code)),
             None => Err(Error::UnknownTopic { topic: topic.clone() }),
         }
     }
@@ -286,11 +313,11 @@ impl Topics {
         for (name, value) in &settings {
             topic = topic.set(name, value);
         }
-        let attempt = self.attempt("making a topic");
+        let attempt = self.attempt("making a topic").needs("Create");
         let results = self.admin.create_topics([&topic], &self.options()).await;
         match results.map_err(|error| attempt.failed(error))?.pop() {
             Some(Err((_, Code::TopicAlreadyExists))) => Ok(false),
-            Some(Err((_, code))) => Err(attempt.refused(code)),
+            Some(Err((_, code))) => Err(attempt.refused_on(&spec.topic, code)),
             Some(Ok(_)) | None => Ok(true),
         }
     }
@@ -303,11 +330,11 @@ impl Topics {
         if spec.partitions == found {
             return Ok(());
         }
-        let attempt = self.attempt("adding partitions");
+        let attempt = self.attempt("adding partitions").needs("Alter");
         let grown = NewPartitions::new(spec.topic.as_str(), spec.partitions as usize);
         let results = self.admin.create_partitions([&grown], &self.options()).await;
         if let Some(Err((_, code))) = results.map_err(|error| attempt.failed(error))?.pop() {
-            return Err(attempt.refused(code));
+            return Err(attempt.refused_on(&spec.topic, code));
         }
         self.wait_for_leaders(&spec.topic, spec.partitions).await
     }
@@ -331,10 +358,10 @@ impl Topics {
         for (name, value) in all {
             altered = altered.set(name, value);
         }
-        let attempt = self.attempt("changing a topic's settings");
+        let attempt = self.attempt("changing a topic's settings").needs("AlterConfigs");
         let results = self.admin.alter_configs([&altered], &AdminOptions::new().request_timeout(Some(self.timeout)));
         match results.await.map_err(|error| attempt.failed(error))?.pop() {
-            Some(Err((_, code))) => Err(attempt.refused(code)),
+            Some(Err((_, code))) => Err(attempt.refused_on(topic, code)),
             Some(Ok(_)) | None => Ok(()),
         }
     }

@@ -16,13 +16,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use pipedoc_model::kafka::Client;
 use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::producer::Producer as _;
 
 use super::consumer::Membership;
 use super::contact::Contact;
 use super::delivery::{BATCH_RECORDS, Deliveries, WriterContext};
-use super::failure::Attempt;
+use super::failure::{Attempt, not_made};
 use super::producer::{Writer, batch_bytes, check, retire, send_when_room};
 use super::{KafkaLog, blocking, groups, settings};
 use crate::log::{Commit, Delivered, Error, GroupMetadata, OutgoingRecord, Receipt, Result};
@@ -53,10 +54,14 @@ pub(super) struct KafkaTransactional {
 }
 
 impl KafkaTransactional {
-    pub(super) async fn new(log: &KafkaLog, config: TransactionalConfig) -> Result<Self> {
+    pub(super) async fn new(log: &KafkaLog, mut config: TransactionalConfig) -> Result<Self> {
+        config.settings = log.config.settings(Client::Producer, &config.settings)?;
+        if let Some(millis) = config.settings.get("transaction.timeout.ms").and_then(|text| text.parse().ok()) {
+            config.timeout = Duration::from_millis(millis);
+        }
         let who = format!("transactional id {}", config.transactional_id);
-        let deliveries = Arc::new(Deliveries::new(log.contact.clone(), config.timeout, who));
-        let batch_bytes = settings::BATCH_BYTES;
+        let deliveries = Arc::new(Deliveries::new(log, config.timeout, who));
+        let batch_bytes = settings::asked_batch_bytes(&config.settings);
         let writer = open(log, &config, &deliveries, batch_bytes).await?;
         let log = log.clone();
         Ok(Self {
@@ -139,7 +144,7 @@ impl KafkaTransactional {
             check(record, &found)?;
             facts.push(found);
         }
-        let narrowest = facts.iter().map(|facts| batch_bytes(facts.limit)).min().unwrap_or(self.batch_bytes);
+        let narrowest = facts.iter().map(|facts| batch_bytes(facts.limit, self.batch_bytes)).min().unwrap_or(self.batch_bytes);
         self.fit(narrowest).await?;
         for some in records.chunks(BATCH_RECORDS) {
             let sending = self.deliveries.begin(some.len());
@@ -275,9 +280,8 @@ async fn open(
 ) -> Result<Arc<Writer>> {
     let (id, timeout) = (&config.transactional_id, config.timeout);
     let settings = settings::transactional(&log.config, id, timeout, &config.settings, batch_bytes);
-    let attempt = Attempt::new("making a producer", &log.contact, Duration::ZERO);
     let writer = settings.create_with_context(WriterContext(deliveries.clone()));
-    let writer: Arc<Writer> = Arc::new(writer.map_err(|error| attempt.failed(error))?);
+    let writer: Arc<Writer> = Arc::new(writer.map_err(not_made)?);
     let limit = log.config.timeout;
     let operation = "taking over a transactional id";
     call_writer(
@@ -301,7 +305,8 @@ async fn call_writer(
     call: impl Fn(&Writer) -> KafkaResult<()> + Send + 'static,
 ) -> Result<()> {
     blocking(move || {
-        let attempt = Attempt::new(operation, &contact, limit).by(&who);
+        let id = who.strip_prefix("transactional id ").unwrap_or(&who);
+        let attempt = Attempt::new(operation, &contact, limit).by(&who).of_id(id).of_group(&who);
         let end = std::time::Instant::now() + limit;
         loop {
             match call(&writer) {

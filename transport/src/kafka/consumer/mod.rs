@@ -29,6 +29,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
+use pipedoc_model::kafka::Client;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _};
 use rdkafka::error::RDKafkaErrorCode as Code;
 use tokio::sync::mpsc::UnboundedReceiver;
@@ -37,7 +38,7 @@ use tokio::sync::oneshot;
 pub(super) use self::shared::Membership;
 use self::shared::{Command, Item, PollerContext, Shared};
 use super::failure::Attempt;
-use super::{KafkaLog, blocking, groups};
+use super::{KafkaLog, blocking, groups, settings};
 use crate::log::{
     Commit, Consumer, ConsumerConfig, Error, Event, GroupMetadata, Result, Start, Subscription, TopicPartition,
 };
@@ -63,11 +64,13 @@ struct Inbox {
 }
 
 impl KafkaConsumer {
-    pub(super) async fn new(log: &KafkaLog, config: ConsumerConfig) -> Result<Self> {
+    pub(super) async fn new(log: &KafkaLog, mut config: ConsumerConfig) -> Result<Self> {
+        config.settings = log.config.settings(Client::Consumer, &config.settings)?;
+        let config = config.tuned();
         if let Subscription::Assigned(partitions) = &config.subscription {
             check_partitions(log, partitions).await?;
         }
-        let shared = Arc::new(Shared::new(&config));
+        let shared = Arc::new(Shared::new(&config, settings::session_timeout(&config)));
         let started = poller::start(log, config.clone(), shared.clone()).await?;
         let lookup = match config.subscription {
             Subscription::Group { topics, patterns, .. } => {

@@ -18,6 +18,7 @@ use std::sync::{Arc, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use pipedoc_model::names::Topic;
 use rdkafka::consumer::{BaseConsumer, Consumer as _, RebalanceProtocol};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use rdkafka::{Offset, TopicPartitionList};
@@ -25,7 +26,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::oneshot;
 
 use self::rebalance::Pending;
-use super::super::failure::{Attempt, is_passing};
+use super::super::failure::{Attempt, is_passing, not_made};
 use super::super::topics::Listing;
 use super::super::{KafkaLog, settings};
 use super::reading::{Read, Reading};
@@ -318,20 +319,31 @@ impl Poller {
                 // Every partition has a queue of its own before it is fetched, so
                 // nothing but events comes here.
                 Some(Ok(_)) | None | Some(Err(KafkaError::PartitionEOF(_))) => {}
-                Some(Err(error)) => self.trouble(error),
+                Some(Err(error)) => self.trouble(None, error),
             }
         }
     }
 
-    fn trouble(&self, error: KafkaError) {
+    fn trouble(&self, topic: Option<&Topic>, error: KafkaError) {
         let fatal = matches!(error, KafkaError::MessageConsumptionFatal(_));
         let forbidden = matches!(
             error.rdkafka_error_code(),
-            Some(Code::TopicAuthorizationFailed | Code::GroupAuthorizationFailed | Code::Authentication)
+            Some(
+                Code::TopicAuthorizationFailed
+                    | Code::GroupAuthorizationFailed
+                    | Code::Authentication
+                    | Code::SaslAuthenticationFailed
+                    | Code::UnsupportedVersion
+                    | Code::UnsupportedFeature
+            )
         );
-        if fatal || forbidden && self.in_group() {
-            let who = self.shared.who();
-            self.send(Item::Failed(self.attempt("reading").by(&who).failed(error)));
+        if fatal || forbidden {
+            let (who, group) = (self.shared.who(), self.shared.group().unwrap_or_default());
+            let attempt = self.attempt("reading").by(&who).of_group(group).needs("Read");
+            self.send(Item::Failed(match topic {
+                Some(topic) => attempt.failed_on(topic, error),
+                None => attempt.failed(error),
+            }));
         } else if error.rdkafka_error_code().is_none_or(|code| !is_passing(code)) {
             tracing::debug!(%error, "kafka consumer");
         }
@@ -382,7 +394,10 @@ impl Poller {
             match read {
                 Read::Empty | Read::More => {}
                 Read::End => self.end_of(index),
-                Read::Trouble(error) => self.trouble(error),
+                Read::Trouble(error) => {
+                    let topic = self.readings.get(index).map(|reading| reading.source.topic.clone());
+                    self.trouble(topic.as_ref(), error);
+                }
             }
         }
         self.turn = self.turn.wrapping_add(1);
@@ -428,19 +443,11 @@ impl Poller {
 }
 
 fn client(log: &KafkaLog, config: &ConsumerConfig, context: PollerContext) -> Result<BaseConsumer<PollerContext>> {
-    let group = match &config.subscription {
-        Subscription::Group { group, .. } => group.clone(),
+    let (group, member) = match &config.subscription {
+        Subscription::Group { group, .. } => (group.clone(), true),
         // librdkafka assigns only within a group; this one is never joined or committed to.
-        Subscription::Assigned(_) => format!("pipedoc.alone.{}", uuid::Uuid::new_v4()),
+        Subscription::Assigned(_) => (format!("pipedoc.alone.{}", uuid::Uuid::new_v4()), false),
     };
-    let mut asked = settings::consumer(&log.config, &config.client_id, &group, &config.settings);
-    if let Some(session) = config.session_timeout {
-        asked.set("session.timeout.ms", session.as_millis().to_string());
-        asked.set("heartbeat.interval.ms", (session.as_millis() / 5).clamp(1, 1000).to_string());
-    }
-    // The caller's pace is watched here; librdkafka sees only this thread, which never stops polling.
-    let interval = config.max_poll_interval.max(config.session_timeout.unwrap_or(Duration::from_secs(15)));
-    asked.set("max.poll.interval.ms", interval.as_millis().to_string());
-    let attempt = Attempt::new("making a consumer", &log.contact, Duration::ZERO);
-    asked.create_with_context(context).map_err(|error| attempt.failed(error))
+    let asked = settings::consumer(&log.config, config, &group, member);
+    asked.create_with_context(context).map_err(not_made)
 }

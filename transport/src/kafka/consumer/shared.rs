@@ -123,7 +123,7 @@ impl Drop for CallerIsHere<'_> {
 }
 
 impl Shared {
-    pub(super) fn new(config: &ConsumerConfig) -> Self {
+    pub(super) fn new(config: &ConsumerConfig, session_timeout: Duration) -> Self {
         let group = match &config.subscription {
             Subscription::Group { group, .. } => Some(group.clone()),
             Subscription::Assigned(_) => None,
@@ -131,7 +131,7 @@ impl Shared {
         Self {
             client_id: config.client_id.clone(),
             group,
-            session_timeout: config.session_timeout.unwrap_or(Duration::from_secs(15)),
+            session_timeout,
             max_poll_interval: config.max_poll_interval,
             poller: Mutex::default(),
             commands: Mutex::default(),
@@ -152,6 +152,11 @@ impl Shared {
             Some(group) => format!("member {} of group {group}", self.client_id),
             None => format!("consumer {}", self.client_id),
         }
+    }
+
+    /// The group it is a member of.
+    pub(super) fn group(&self) -> Option<&str> {
+        self.group.as_deref()
     }
 
     // The poller's life.

@@ -88,7 +88,8 @@ impl Poller {
         match places {
             Ok((places, list)) => self.begin(places, &list),
             Err(error) => {
-                let error = self.attempt("asking where to begin").by(&self.shared.who()).failed(error);
+                let (who, group) = (self.shared.who(), self.shared.group().unwrap_or_default());
+                let error = self.attempt("asking where to begin").by(&who).of_group(group).failed(error);
                 if !error.is_retryable() {
                     self.send(Item::Failed(error));
                 }
