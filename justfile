@@ -19,3 +19,11 @@ deny:
 # Writes the generated protobuf code anew.
 proto:
     PIPEDOC_REGENERATE=1 cargo test -p pipedoc-proto --test drift
+
+# Kills writers and readers of one SQLite file at random, so often (CI: 25 times).
+kills times="200":
+    PIPEDOC_TEST_KILLS={{times}} cargo test -p pipedoc-tests --test system sqlite_kills -- --nocapture
+
+# Ten processes on one SQLite file at full load, for so many minutes (CI: 5 seconds).
+load minutes="10":
+    PIPEDOC_TEST_MINUTES={{minutes}} cargo test -p pipedoc-tests --test system sqlite_load -- --nocapture

@@ -10,4 +10,8 @@ mod system {
     mod kafka_log;
     mod processes;
     mod run;
+    mod sqlite_kills;
+    mod sqlite_load;
+    mod sqlite_sync;
+    mod worker;
 }

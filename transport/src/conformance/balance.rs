@@ -1,19 +1,14 @@
 //! Balance: members that join, leave, die or stall, and what becomes of their share.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
 
 use super::Bed;
 use super::tools::*;
 use crate::log::{Commit, ConsumerConfig};
 
-/// A member that is given up after the shortest time a broker allows.
+/// A member that is given up soon when it is not polled.
 fn impatient(group: &str, topic: &pipedoc_model::names::Topic) -> ConsumerConfig {
-    ConsumerConfig {
-        session_timeout: Some(Duration::from_secs(6)),
-        max_poll_interval: Duration::from_secs(6),
-        ..ConsumerConfig::new("balance", in_group(group, &[topic]))
-    }
+    ConsumerConfig { max_poll_interval: STALL, ..ConsumerConfig::new("balance", in_group(group, &[topic])) }
 }
 
 /// Polls members until each has an equal share of so many partitions; nothing

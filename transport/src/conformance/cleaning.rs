@@ -20,6 +20,14 @@ async fn cleaned_topic(log: &dyn Log, word: &str, settings: TopicSettings) -> To
     topic
 }
 
+/// A text with noise behind it, that compression does not make smaller.
+fn padded(text: &str, size: usize) -> Bytes {
+    let mut value = vec![0; size];
+    rand::fill(&mut value[..]);
+    value[..text.len()].copy_from_slice(text.as_bytes());
+    value.into()
+}
+
 pub async fn records_that_are_too_old_go(bed: &dyn Bed) {
     let log = bed.open().await;
     let hour = 3_600_000;
@@ -59,11 +67,7 @@ pub async fn records_that_are_too_many_go(bed: &dyn Bed) {
     let topic = cleaned_topic(&*log, "size", settings).await;
     let mut last = 0;
     for round in 0..7 {
-        let large = |n: usize| {
-            let mut value = format!("{:04}", round * 20 + n).into_bytes();
-            value.resize(EACH, b'.');
-            record(&topic, 0, value)
-        };
+        let large = |n: usize| record(&topic, 0, padded(&format!("{:04}", round * 20 + n), EACH));
         last = send(&*log, (0..20).map(large).collect()).await[19].offset;
     }
     let deadline = tokio::time::Instant::now() + bed.patience();
@@ -95,11 +99,7 @@ pub async fn compaction_keeps_the_newest_record_of_each_key(bed: &dyn Bed) {
     send(&*log, vec![keyed("deleted", Some("once there".into())), keyed("once", Some("only".into()))]).await;
     send(&*log, vec![keyed("deleted", None)]).await;
     for round in 0..14 {
-        let numbered = |n: usize| {
-            let mut value = format!("{n:05}").into_bytes();
-            value.resize(10 << 10, b'.');
-            keyed(&format!("k{}", n % KEYS), Some(value.into()))
-        };
+        let numbered = |n: usize| keyed(&format!("k{}", n % KEYS), Some(padded(&format!("{n:05}"), 10 << 10)));
         send(&*log, (round * 100..(round + 1) * 100).map(numbered).collect()).await;
     }
     let end = log.ends(&topic).await.unwrap()[0].end;

@@ -1,7 +1,5 @@
 //! Fencing: who has lost its place changes nothing any more.
 
-use std::time::Duration;
-
 use super::Bed;
 use super::tools::*;
 use crate::error::Error;
@@ -11,12 +9,8 @@ use crate::log::{Commit, ConsumerConfig, TransactionalConfig};
 /// stale one, the new owner, and the stale one's group metadata.
 async fn stalled(bed: &dyn Bed, topic: &pipedoc_model::names::Topic, group: &str) -> (Reader, Reader) {
     let (log, other) = (bed.open().await, bed.open().await);
-    let stalls = ConsumerConfig {
-        // A broker takes no session below 6 s, and no shorter poll interval than that.
-        session_timeout: Some(Duration::from_secs(6)),
-        max_poll_interval: Duration::from_secs(6),
-        ..ConsumerConfig::new("stalls", in_group(group, &[topic]))
-    };
+    let stalls =
+        ConsumerConfig { max_poll_interval: STALL, ..ConsumerConfig::new("stalls", in_group(group, &[topic])) };
     let mut stale = Reader::with(bed, &*log, stalls).await;
     stale.until("all records", |reader| reader.records.len() == 5).await;
     let mut owner = Reader::open(bed, &*other, in_group(group, &[topic])).await;

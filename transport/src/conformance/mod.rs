@@ -1,8 +1,8 @@
 //! What every log must do, as tests that run on any of them.
 //!
 //! A [`Bed`] opens handles on one log. [`conformance!`](crate::conformance!)
-//! makes one `#[tokio::test]` of each case; [`run_all`] runs them one after the
-//! other in one test. The cases poll for what they expect, never sleep for it,
+//! makes one `#[tokio::test]` of each case; [`run_all`] runs them side by side in
+//! one test. The cases share no topic and no group. They poll for what they expect, never sleep for it,
 //! and hold on a broker too: rebalances take their time and in steps, and
 //! offsets have gaps.
 
@@ -27,6 +27,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use futures::future::BoxFuture;
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
 
 use crate::log::Log;
 
@@ -57,15 +59,37 @@ pub trait Bed: Send + Sync {
 /// One case.
 pub type Case = for<'a> fn(&'a dyn Bed) -> BoxFuture<'a, ()>;
 
-/// Runs every case, one after the other, and says which.
+/// Runs every case whose name holds one of the comma-separated words of
+/// `PIPEDOC_TEST_CASES` (all, where it is not set), so many at once, and says how
+/// long each took.
 ///
 /// # Panics
-/// When a case does not hold.
-pub async fn run_all(bed: &dyn Bed) {
-    for (name, case) in cases() {
-        eprintln!("conformance: {name}");
-        case(bed).await;
+/// When a case does not hold, after all of them have ended.
+pub async fn run_all(bed: Arc<dyn Bed>, at_once: usize) {
+    let words = std::env::var("PIPEDOC_TEST_CASES").unwrap_or_default();
+    let is_wanted = |name: &str| words.is_empty() || words.split(',').any(|word| name.contains(word));
+    let room = Arc::new(Semaphore::new(at_once));
+    let mut running = JoinSet::new();
+    // The last ones take longest, so they begin first.
+    for (name, case) in cases().into_iter().rev().filter(|(name, _)| is_wanted(name)) {
+        let (bed, room) = (bed.clone(), room.clone());
+        running.spawn(async move {
+            let _room = room.acquire_owned().await;
+            let began = tokio::time::Instant::now();
+            // On a task of its own, so that a panic ends nothing else.
+            let ended = tokio::spawn(async move { case(&*bed).await }).await;
+            (name, began.elapsed(), ended.is_ok())
+        });
     }
+    let mut failed = Vec::new();
+    while let Some(ended) = running.join_next().await {
+        let (name, took, held) = ended.expect("a case ends");
+        eprintln!("conformance: {name}: {} after {took:.1?}", if held { "held" } else { "FAILED" });
+        if !held {
+            failed.push(name);
+        }
+    }
+    assert!(failed.is_empty(), "these do not hold: {failed:?}");
 }
 
 /// Calls a macro with the names of all cases, after tokens of its own.

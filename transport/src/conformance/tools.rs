@@ -15,6 +15,10 @@ use crate::log::{
     Revocation, Start, Subscription, TopicPartition, TopicSettings, TopicSpec,
 };
 
+/// How long a member of those tests may go unpolled whose matter is that it stalls.
+/// Others are polled much more often, also on a slow machine.
+pub(super) const STALL: Duration = Duration::from_secs(3);
+
 /// A name that nobody has used.
 pub(super) fn fresh(word: &str) -> String {
     format!("{word}-{}", uuid::Uuid::new_v4().simple())

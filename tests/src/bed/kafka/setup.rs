@@ -157,6 +157,9 @@ impl Setup {
              log.retention.check.interval.ms=500\n\
              log.initial.task.delay.ms=500\n\
              log.segment.delete.delay.ms=0\n\
+             log.segment.bytes=6291456\n\
+             log.cleaner.backoff.ms=500\n\
+             log.cleaner.min.cleanable.ratio=0.01\n\
              {more}",
             folder.join("data").display()
         );
