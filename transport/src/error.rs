@@ -64,6 +64,14 @@ pub enum Error {
         /// The group's member or the transactional id.
         who: String,
     },
+    /// The transaction holds more than a log buffers.
+    #[error("a transaction of more than {limit} bytes is too large for {who}; commit more often")]
+    TransactionTooLarge {
+        /// The transactional id.
+        who: String,
+        /// Bytes that a transaction may hold.
+        limit: usize,
+    },
     /// A group's offsets cannot be set from outside while it has members.
     #[error("group {group} has {members} members; stop them first")]
     GroupNotEmpty {
@@ -107,6 +115,14 @@ pub enum Error {
         since: Duration,
         /// What the last attempt to connect met.
         reason: String,
+    },
+    /// A client does not recover, although the cluster answers others.
+    #[error("{who} has had no connection for {} s, while the cluster answers others; a new client goes on from the committed place", since.as_secs())]
+    Stalled {
+        /// The client.
+        who: String,
+        /// For how long.
+        since: Duration,
     },
     /// The cluster does not accept who this is.
     #[error("{address} does not accept the credentials: {reason}")]
@@ -225,7 +241,9 @@ pub enum FileProblem {
     #[error("its disk is full; nothing that was acknowledged is lost, and it goes on when there is room")]
     Full,
     /// Its content is damaged.
-    #[error("it is damaged; move it and its -wal and -shm files away, and what was not finished is sent anew")]
+    #[error(
+        "it is damaged (`pipedoc doctor` says where); move it and its -wal and -shm files away, and what was not finished is sent anew"
+    )]
     Corrupt,
     /// Somebody has locked it for too long.
     #[error("another program holds a lock on it")]
@@ -249,7 +267,9 @@ impl Error {
             | Self::RecordTooLarge { .. }
             | Self::MetadataTooLarge { .. }
             | Self::Fenced { .. }
+            | Self::TransactionTooLarge { .. }
             | Self::Authentication { .. }
+            | Self::Stalled { .. }
             | Self::Unauthorized { .. }
             | Self::UnsupportedBroker { .. }
             | Self::Settings { .. }

@@ -285,7 +285,7 @@ impl ConsumerConfig {
 }
 
 /// How a producer is made.
-#[derive(Clone, Default)]
+#[derive(Clone, Default, PartialEq, Eq)]
 pub struct ProducerConfig {
     /// Name of the client, for people.
     pub client_id: String,

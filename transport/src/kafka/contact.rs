@@ -81,7 +81,9 @@ impl Contact {
     /// An event of a client tells of trouble.
     pub(super) fn trouble(&self, error: &KafkaError, reason: &str) {
         match error.rdkafka_error_code() {
-            Some(RDKafkaErrorCode::Authentication | RDKafkaErrorCode::SaslAuthenticationFailed | RDKafkaErrorCode::SSL) => {
+            Some(
+                RDKafkaErrorCode::Authentication | RDKafkaErrorCode::SaslAuthenticationFailed | RDKafkaErrorCode::SSL,
+            ) => {
                 self.lose(plain(reason), true);
             }
             // It says nothing that the broker's own event has not said.

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -17,8 +18,8 @@ use rdkafka::producer::ProducerContext;
 use rdkafka::{ClientContext, Statistics};
 use tokio::sync::{Notify, oneshot};
 
-use super::contact::{self, Contact};
 use super::KafkaLog;
+use super::contact::{self, Contact};
 use super::failure::{Attempt, is_unknown_topic};
 use super::topics::Topics;
 use crate::log::{Delivered, Error, Receipt, Reports, Result, TopicPartition};
@@ -41,6 +42,8 @@ pub(super) struct Deliveries {
     open: Mutex<Open>,
     /// Some record was settled: there is room, or a batch is done.
     settled: Notify,
+    /// A record has timed out, and none was written since.
+    timed_out: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -69,7 +72,15 @@ impl Deliveries {
     /// `timeout`: how long a record is tried before it is given up.
     pub(super) fn new(log: &KafkaLog, timeout: Duration, who: String) -> Self {
         let (contact, topics) = (log.contact.clone(), log.topics.clone());
-        Self { contact, topics, timeout, who, open: Mutex::default(), settled: Notify::new() }
+        Self {
+            contact,
+            topics,
+            timeout,
+            who,
+            open: Mutex::default(),
+            settled: Notify::new(),
+            timed_out: AtomicBool::new(false),
+        }
     }
 
     /// Opens a batch of `records`, at most [`BATCH_RECORDS`].
@@ -102,6 +113,16 @@ impl Deliveries {
         }
     }
 
+    /// Whether records time out although the cluster answers others.
+    pub(super) fn has_timed_out(&self) -> bool {
+        self.timed_out.load(Ordering::Relaxed) && self.contact.silent_for().is_none()
+    }
+
+    /// Another client takes over.
+    pub(super) fn begin_anew(&self) {
+        self.timed_out.store(false, Ordering::Relaxed);
+    }
+
     /// The error for a record that was not written.
     pub(super) fn failure(&self, topic: &str, partition: i32, error: KafkaError) -> Error {
         let attempt = Attempt::new("writing a record", &self.contact, self.timeout).by(&self.who).needs("Write");
@@ -110,6 +131,12 @@ impl Deliveries {
             Some(code) if is_unknown_topic(code) => {
                 self.topics.forget(&topic);
                 Error::UnknownTopic { topic }
+            }
+            // The client is spent, and replaced; the record was not to blame.
+            Some(Code::Fatal) => attempt.passing(error),
+            Some(Code::MessageTimedOut) => {
+                self.timed_out.store(true, Ordering::Relaxed);
+                attempt.failed_on(&topic, error)
             }
             // The topic's limit was lowered a moment ago. Sent again, the record
             // meets the limit that is known then.
@@ -202,6 +229,9 @@ impl ProducerContext for WriterContext {
         let report = match result {
             Ok(message) => {
                 self.0.contact.heard();
+                if self.0.timed_out.load(Ordering::Relaxed) {
+                    self.0.begin_anew();
+                }
                 Ok(Delivered {
                     partition: message.partition(),
                     offset: message.offset(),

@@ -115,7 +115,11 @@ impl<'a> Attempt<'a> {
                 Some(Error::Authentication { address, reason })
             }
             Code::UnsupportedVersion | Code::UnsupportedFeature | Code::UnsupportedForMessageFormat => {
-                Some(Error::UnsupportedBroker { operation, address, needs: "Kafka 2.5 or newer is needed, and 4.0 for group.protocol=consumer" })
+                Some(Error::UnsupportedBroker {
+                    operation,
+                    address,
+                    needs: "Kafka 2.5 or newer is needed, and 4.0 for group.protocol=consumer",
+                })
             }
             _ => None,
         }

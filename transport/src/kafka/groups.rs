@@ -134,7 +134,8 @@ pub(super) fn committed(list: &TopicPartitionList) -> BTreeMap<TopicPartition, C
 /// A client with a group's name that never joins it.
 fn outsider(log: &KafkaLog, group: &str) -> Result<BaseConsumer<PlainContext>> {
     let own = log.config.settings(Client::Consumer, &Settings::new())?;
-    let asked = ConsumerConfig { settings: own, ..ConsumerConfig::new("pipedoc-admin", Subscription::Assigned(Vec::new())) };
+    let asked =
+        ConsumerConfig { settings: own, ..ConsumerConfig::new("pipedoc-admin", Subscription::Assigned(Vec::new())) };
     let mut config = settings::consumer(&log.config, &asked, group, false);
     // Offsets in an open transaction are not committed yet. A reader of committed
     // records would wait for the transaction's end before it tells of the others.

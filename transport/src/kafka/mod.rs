@@ -8,7 +8,7 @@
 //!
 //! ```text
 //! KafkaLog ── Topics (a client that asks, one that changes; a thread for their events)
-//! Producer ── a few ThreadedProducers, one for each limit on batches; their threads
+//! Producer ── one for each set of settings: a few ThreadedProducers, one for each limit on batches; their threads
 //!             settle the batches of [`delivery`], senders only enqueue
 //! Transactional ── one ThreadedProducer; blocking calls on tokio's blocking threads
 //! Consumer ── poller thread ─ owns the BaseConsumer and one queue per partition
@@ -39,6 +39,7 @@ use pipedoc_model::kafka::{self, Settings};
 use pipedoc_model::names::Topic;
 
 use self::contact::Contact;
+use self::producer::Producers;
 use self::settings::Cluster;
 use self::topics::Topics;
 use crate::log::{
@@ -88,6 +89,7 @@ pub struct KafkaLog {
     config: Arc<Cluster>,
     contact: Arc<Contact>,
     topics: Arc<Topics>,
+    producers: Arc<Producers>,
 }
 
 impl std::fmt::Debug for KafkaLog {
@@ -148,7 +150,7 @@ impl KafkaLog {
         let settings = kafka::check_process(&config.settings).map_err(settings::refused)?;
         let cluster = Cluster { bootstrap: config.bootstrap, settings, timeout: config.timeout };
         let topics = Topics::new(&cluster, contact.clone())?;
-        Ok(Self { config: Arc::new(cluster), contact, topics })
+        Ok(Self { config: Arc::new(cluster), contact, topics, producers: Arc::default() })
     }
 }
 
@@ -195,7 +197,7 @@ impl Log for KafkaLog {
     }
 
     async fn producer(&self, config: ProducerConfig) -> Result<Arc<dyn Producer>> {
-        Ok(Arc::new(producer::KafkaProducer::new(self, config)?))
+        Ok(self.producers.get(self, config)?)
     }
 
     async fn transactional(&self, config: TransactionalConfig) -> Result<Box<dyn Transactional>> {

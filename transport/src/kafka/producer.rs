@@ -5,7 +5,7 @@
 //! of their own, one for each power of two; most producers have one.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -38,9 +38,30 @@ pub(super) struct KafkaProducer {
     writers: Mutex<BTreeMap<usize, Arc<Writer>>>,
 }
 
-impl KafkaProducer {
-    pub(super) fn new(log: &KafkaLog, mut config: ProducerConfig) -> Result<Self> {
+/// The producers in use: one for each set of settings, shared by all who ask for
+/// the same. A connection, its threads and its buffer cost more than a step.
+#[derive(Default)]
+pub(super) struct Producers(Mutex<Vec<(ProducerConfig, Weak<KafkaProducer>)>>);
+
+impl Producers {
+    /// The producer of these settings.
+    pub(super) fn get(&self, log: &KafkaLog, mut config: ProducerConfig) -> Result<Arc<KafkaProducer>> {
         config.settings = log.config.settings(Client::Producer, &config.settings)?;
+        let mut producers = self.0.lock();
+        producers.retain(|(_, producer)| producer.strong_count() > 0);
+        let same = producers.iter().find(|(other, _)| *other == config);
+        if let Some(producer) = same.and_then(|(_, producer)| producer.upgrade()) {
+            return Ok(producer);
+        }
+        let producer = Arc::new(KafkaProducer::new(log, config.clone())?);
+        producers.push((config, Arc::downgrade(&producer)));
+        Ok(producer)
+    }
+}
+
+impl KafkaProducer {
+    /// `config`: its settings are whole.
+    fn new(log: &KafkaLog, config: ProducerConfig) -> Result<Self> {
         let who = format!("producer {}", config.client_id);
         let timeout = settings::record_timeout(&config.settings);
         let deliveries = Arc::new(Deliveries::new(log, timeout, who));
@@ -55,9 +76,15 @@ impl KafkaProducer {
         let mut writers = self.writers.lock();
         if let Some(writer) = writers.get(&batch_bytes) {
             // After a fatal error (a sequence number was lost) a client never writes again.
-            if writer.client().fatal_error().is_none() {
+            let spent = writer.client().fatal_error().is_some();
+            // Its records timed out, while the cluster answers others: it does not
+            // recover. What it still has on its way would be overtaken.
+            let stuck = self.deliveries.has_timed_out() && writer.in_flight_count() == 0;
+            if !spent && !stuck {
                 return Ok(writer.clone());
             }
+            tracing::warn!(client = %self.config.client_id, spent, stuck, "a producer does not recover; a new one takes its place");
+            self.deliveries.begin_anew();
         }
         let config = settings::producer(&self.log.config, &self.config.client_id, &self.config.settings, batch_bytes);
         let writer = config.create_with_context(WriterContext(self.deliveries.clone()));
@@ -84,7 +111,9 @@ impl KafkaProducer {
         let sending = self.deliveries.begin(records.len());
         let mut kept: Option<(usize, Arc<Writer>)> = None;
         for (place, (record, facts)) in records.iter().zip(facts).enumerate() {
-            let sent = match facts.and_then(|facts| check(record, &facts).map(|()| batch_bytes(facts.limit, self.batch_bytes))) {
+            let sent = match facts
+                .and_then(|facts| check(record, &facts).map(|()| batch_bytes(facts.limit, self.batch_bytes)))
+            {
                 Ok(bytes) => {
                     let writer = match &kept {
                         Some((of, writer)) if *of == bytes => writer,

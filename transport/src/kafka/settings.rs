@@ -162,3 +162,6 @@ pub(super) fn consumer(cluster: &Cluster, config: &ConsumerConfig, group: &str, 
     asked.set("allow.auto.create.topics", "false");
     asked
 }
+
+#[cfg(test)]
+mod tests;

@@ -6,6 +6,7 @@
 //!                  │ └──────▶ Failed ──abort──▶ Idle
 //!                  └─────abort──────────────────▲
 //! any ── fenced ──▶ Fenced (for good)
+//! Failed ── abort, fatal ──▶ Idle, with a new client
 //! ```
 //!
 //! `send` returns when librdkafka has taken the records; whether the broker has
@@ -28,6 +29,9 @@ use super::producer::{Writer, batch_bytes, check, retire, send_when_room};
 use super::{KafkaLog, blocking, groups, settings};
 use crate::log::{Commit, Delivered, Error, GroupMetadata, OutgoingRecord, Receipt, Result};
 use crate::log::{Transactional, TransactionalConfig};
+
+/// How long an abort waits for what is on its way.
+const SETTLE: Duration = Duration::from_secs(5);
 
 /// Room for the coordinator's answer, beside a transaction's own timeout.
 const GRACE: Duration = Duration::from_secs(10);
@@ -110,9 +114,9 @@ impl KafkaTransactional {
         call_writer(self.writer.clone(), self.log.contact.clone(), self.config.timeout, operation, who, call).await
     }
 
-    /// Replaces the writer by one with smaller batches. Making it fences the one
-    /// before it, so no transaction may be open.
-    async fn narrow(&mut self) -> Result<()> {
+    /// Replaces the writer by one with the batches wanted. Making it fences the one
+    /// before it, and what that had open is aborted.
+    async fn renew(&mut self) -> Result<()> {
         let writer = open(&self.log, &self.config, &self.deliveries, self.wanted_batch_bytes).await?;
         retire(std::mem::replace(&mut self.writer, writer));
         self.batch_bytes = self.wanted_batch_bytes;
@@ -133,7 +137,7 @@ impl KafkaTransactional {
         }
         let limit = self.config.timeout + GRACE;
         self.call("aborting a transaction", None, move |writer| writer.abort_transaction(limit)).await?;
-        self.narrow().await?;
+        self.renew().await?;
         self.call("beginning a transaction", None, Writer::begin_transaction).await
     }
 
@@ -144,7 +148,8 @@ impl KafkaTransactional {
             check(record, &found)?;
             facts.push(found);
         }
-        let narrowest = facts.iter().map(|facts| batch_bytes(facts.limit, self.batch_bytes)).min().unwrap_or(self.batch_bytes);
+        let narrowest =
+            facts.iter().map(|facts| batch_bytes(facts.limit, self.batch_bytes)).min().unwrap_or(self.batch_bytes);
         self.fit(narrowest).await?;
         for some in records.chunks(BATCH_RECORDS) {
             let sending = self.deliveries.begin(some.len());
@@ -191,7 +196,7 @@ impl Transactional for KafkaTransactional {
     async fn begin(&mut self) -> Result<()> {
         self.expect("begin", State::Idle, "a transaction is open")?;
         if self.wanted_batch_bytes < self.batch_bytes {
-            self.narrow().await?;
+            self.renew().await?;
         }
         let begun = self.call("beginning a transaction", None, Writer::begin_transaction).await;
         match begun {
@@ -243,16 +248,31 @@ impl Transactional for KafkaTransactional {
             State::Idle => return Err(Error::Misuse { operation: "abort", reason: "no transaction is open" }),
             State::Open | State::Failed => {}
         }
-        self.receipts.clear();
+        // librdkafka may ask to end a transaction before it has told the broker of its
+        // first partition, which refuses then (librdkafka#4849). So what is on its
+        // way arrives first; what cannot arrive holds this up only briefly.
+        let underway = futures::future::join_all(std::mem::take(&mut self.receipts));
+        if tokio::time::timeout(SETTLE, underway).await.is_err() {
+            tracing::debug!(id = self.config.transactional_id, "aborting over records that are on their way");
+        }
         let limit = self.config.timeout + GRACE;
         let aborted = self.call("aborting a transaction", None, move |writer| writer.abort_transaction(limit)).await;
-        match aborted {
+        let error = match aborted {
             Ok(()) => {
                 self.state = State::Idle;
-                Ok(())
+                return Ok(());
             }
-            Err(error) => Err(self.fail(error)),
+            Err(error) => self.fail(error),
+        };
+        // After a fatal error a client never works again. A new one of the same id
+        // makes the broker abort what this one left open.
+        if self.state == State::Failed && self.writer.client().fatal_error().is_some() {
+            tracing::warn!(%error, id = %self.config.transactional_id, "a producer is spent; a new one takes its place");
+            self.renew().await?;
+            self.state = State::Idle;
+            return Ok(());
         }
+        Err(error)
     }
 }
 

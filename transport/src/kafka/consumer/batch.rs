@@ -15,6 +15,8 @@ use crate::log::Record;
 /// Records being collected.
 #[derive(Debug, Default)]
 pub(super) struct Collector {
+    /// What the batch before took: the next one will be about as large.
+    last: (usize, usize),
     memory: Vec<u8>,
     records: Vec<Sketch>,
     headers: Vec<(Range<usize>, Option<Range<usize>>)>,
@@ -42,6 +44,11 @@ impl Collector {
 
     /// Copies a message.
     pub(super) fn push(&mut self, message: &BorrowedMessage<'_>) {
+        if self.records.is_empty() {
+            // Growing step by step would copy all of it several times.
+            self.memory.reserve(self.last.0);
+            self.records.reserve(self.last.1);
+        }
         let key = message.key().map(|bytes| self.copy(bytes));
         let value = message.payload().map(|bytes| self.copy(bytes));
         let first = self.headers.len();
@@ -75,6 +82,10 @@ impl Collector {
 
     /// The records; the collector is empty then.
     pub(super) fn finish(&mut self) -> Vec<Record> {
+        if self.records.is_empty() {
+            return Vec::new();
+        }
+        self.last = (self.memory.len(), self.records.len());
         let memory = Bytes::from(std::mem::take(&mut self.memory));
         let slice = |range: &Range<usize>| memory.slice(range.clone());
         let record = |sketch: Sketch| {

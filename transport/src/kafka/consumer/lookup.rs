@@ -3,6 +3,10 @@
 //! librdkafka could match patterns itself, but with other regular expressions
 //! than ours, and not without internal topics. So a group is always joined for
 //! explicit names, and only for topics that exist.
+//!
+//! A listing also shows that the cluster answers. A consumer that has no
+//! connection all the same, and for long, is given up: whoever reads makes a new
+//! one, which goes on from the committed place.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,6 +27,9 @@ const SOON: Duration = Duration::from_millis(500);
 /// A topic that was there is missed only when it is absent so many times in a row:
 /// a broker that has just started may not know all.
 const ABSENCES: u32 = 2;
+
+/// A client that has had no connection for so long, while another has, is given up.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Names and patterns of a subscription.
 pub(super) struct Wanted {
@@ -71,6 +78,13 @@ pub(super) async fn run(topics: Arc<Topics>, wanted: Wanted, shared: Arc<Shared>
                 continue;
             }
         };
+        let cut_off = shared.cut_off_for();
+        if cut_off > PATIENCE && shared.was_assigned() {
+            let error = Error::Stalled { who: shared.who(), since: cut_off };
+            tracing::warn!(%error, "a consumer does not recover");
+            shared.command(Command::GiveUp(error));
+            return;
+        }
         let found: Listing =
             listing.iter().filter(|(topic, _)| wanted.matches(topic)).map(|(t, n)| (t.clone(), *n)).collect();
         let missed = current.as_ref().is_some_and(|current| current.keys().any(|topic| !found.contains_key(topic)));

@@ -99,6 +99,10 @@ struct Poller {
     pending: Option<Pending>,
     /// The topics as of the first look: where `Start::Latest` holds.
     first_seen: Option<Listing>,
+    /// Whether the group surely has its place in those topics.
+    has_begun: bool,
+    /// Since when another member is awaited that says where the group begins.
+    waits_since: Option<Instant>,
     subscribed: Listing,
     /// The caller does not call, so the group was left.
     away: bool,
@@ -133,6 +137,8 @@ impl Poller {
             // Outside groups the assignment is not librdkafka's to give.
             pending: None,
             first_seen: None,
+            has_begun: false,
+            waits_since: None,
             subscribed: Listing::new(),
             away: false,
             not_before: Instant::now(),
@@ -225,6 +231,7 @@ impl Poller {
                         self.subscribe();
                     }
                 }
+                Command::GiveUp(error) => self.send(Item::Failed(error)),
                 Command::Seek { partition, to, done } => {
                     let sought = self.seek(&partition, to);
                     // The caller may have given up.

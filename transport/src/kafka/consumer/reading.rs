@@ -22,6 +22,7 @@ pub(super) struct Reading {
     pub(super) expected: i64,
     /// The place to go on at is gone.
     pub(super) gone: bool,
+    batch: Collector,
     queue: PartitionQueue<PollerContext>,
     /// The queue may hold something.
     ready: Arc<AtomicBool>,
@@ -54,7 +55,7 @@ impl Reading {
             flag.store(true, Ordering::Release);
             thread.unpark();
         });
-        Some(Self { source, epoch, expected, gone: false, queue, ready })
+        Some(Self { source, epoch, expected, gone: false, batch: Collector::default(), queue, ready })
     }
 
     /// Whether its queue may hold something.
@@ -73,7 +74,7 @@ impl Reading {
     pub(super) fn read(&mut self, config: &ConsumerConfig, send: impl Fn(Item)) -> Read {
         // Before the queue is looked at: what comes meanwhile sets it again.
         self.ready.store(false, Ordering::Release);
-        let mut batch = Collector::default();
+        let batch = &mut self.batch;
         let read = loop {
             if batch.len() >= config.max_records || batch.bytes() >= config.max_bytes {
                 break Read::More;
@@ -84,7 +85,7 @@ impl Reading {
                     // Headers are small, and not counted beforehand.
                     let bytes = message.key_len() + message.payload_len();
                     if batch.len() > 0 && batch.bytes() + bytes > config.max_bytes {
-                        self.expected = ship(&mut batch, &self.source, self.epoch, &send).unwrap_or(self.expected);
+                        self.expected = ship(batch, &self.source, self.epoch, &send).unwrap_or(self.expected);
                     }
                     batch.push(&message);
                 }
@@ -96,7 +97,7 @@ impl Reading {
                 Some(Err(error)) => break Read::Trouble(error),
             }
         };
-        self.expected = ship(&mut batch, &self.source, self.epoch, &send).unwrap_or(self.expected);
+        self.expected = ship(batch, &self.source, self.epoch, &send).unwrap_or(self.expected);
         if !matches!(read, Read::Empty) {
             self.ready.store(true, Ordering::Release);
         }

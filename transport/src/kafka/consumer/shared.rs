@@ -32,6 +32,8 @@ pub(super) type Epoch = u64;
 pub(super) enum Command {
     /// Be a member of the group for these topics.
     Subscribe(Listing),
+    /// End in failure: it does not recover by itself.
+    GiveUp(Error),
     /// Go on at another place.
     Seek { partition: TopicPartition, to: Start, done: oneshot::Sender<Result<()>> },
 }
@@ -108,6 +110,8 @@ pub(in super::super) struct Shared {
     /// How many calls of `next` are waiting, and when the last one ended.
     callers: AtomicUsize,
     last_call: Mutex<Instant>,
+    /// Since when this client has no connection at all.
+    cut_off: Mutex<Option<Instant>>,
     /// A paused partition may have something to hand out again.
     pub(super) resumed: Notify,
 }
@@ -142,6 +146,7 @@ impl Shared {
             assigned: AtomicBool::new(false),
             callers: AtomicUsize::new(0),
             last_call: Mutex::new(Instant::now()),
+            cut_off: Mutex::default(),
             resumed: Notify::new(),
         }
     }
@@ -195,6 +200,21 @@ impl Shared {
 
     pub(super) fn next_command(&self) -> Option<Command> {
         self.commands.lock().pop_front()
+    }
+
+    /// Whether the poller's client has a connection now.
+    pub(super) fn connected(&self, is: bool) {
+        let mut cut_off = self.cut_off.lock();
+        match *cut_off {
+            _ if is => *cut_off = None,
+            None => *cut_off = Some(Instant::now()),
+            Some(_) => {}
+        }
+    }
+
+    /// For how long it has had none; nothing while it is not known.
+    pub(super) fn cut_off_for(&self) -> Duration {
+        self.cut_off.lock().map_or(Duration::ZERO, |since| since.elapsed())
     }
 
     // Backpressure.
@@ -376,6 +396,7 @@ impl ClientContext for PollerContext {
     }
 
     fn stats(&self, statistics: Statistics) {
+        self.shared.connected(statistics.brokers.values().any(|broker| broker.state == "UP"));
         let mut owned = self.shared.owned.lock();
         for (source, place) in owned.iter_mut() {
             let topic = statistics.topics.get(source.topic.as_str());

@@ -15,13 +15,14 @@ use std::time::Instant;
 
 use rdkafka::TopicPartitionList;
 use rdkafka::consumer::Consumer as _;
+use rdkafka::error::KafkaResult;
 use tokio::sync::oneshot;
 
 use super::super::reading::Reading;
 use super::super::shared::{Item, Rebalance, give_up, take};
 use super::super::start;
 use super::{AGAIN, Poller};
-use crate::log::{AssignedPartition, Revocation, Start, Subscription, TopicPartition};
+use crate::log::{AssignedPartition, Revocation, Start, Subscription};
 
 /// A rebalance that librdkafka waits for the answer of.
 pub(super) enum Pending {
@@ -71,17 +72,16 @@ impl Poller {
         let places = match &self.config.subscription {
             Subscription::Assigned(asked) => start::as_asked(&self.client, asked, self.timeout),
             Subscription::Group { start, .. } => {
-                let seen = self.first_seen.as_ref();
-                // Partitions that came later begin at their start: nothing of them was missed by intent.
-                let rule = |source: &TopicPartition| match start {
-                    Start::Latest
-                        if seen.and_then(|seen| seen.get(&source.topic)).is_none_or(|n| source.partition >= *n) =>
-                    {
-                        Start::Earliest
+                let start = *start;
+                match self.begin_group(start, &partitions) {
+                    Ok(true) => start::of_group(&self.client, &partitions, start, self.timeout),
+                    Ok(false) => {
+                        self.not_before = Instant::now() + AGAIN;
+                        self.pending = Some(Pending::Assign(partitions));
+                        return;
                     }
-                    start => *start,
-                };
-                start::of_group(&self.client, &partitions, rule, self.timeout)
+                    Err(error) => Err(error),
+                }
             }
         };
         let places = places.and_then(|places| start::list(&places).map(|list| (places, list)));
@@ -97,6 +97,27 @@ impl Poller {
                 self.pending = Some(Pending::Assign(partitions));
             }
         }
+    }
+
+    /// A new group that begins at the ends commits those of all topics that are
+    /// there, before anybody reads: so later members, topics and partitions miss
+    /// nothing. The owner of the first partition does so; the others wait for it,
+    /// up to a limit. Gives whether it is done.
+    fn begin_group(&mut self, start: Start, partitions: &TopicPartitionList) -> KafkaResult<bool> {
+        let Some(seen) = self.first_seen.as_ref().filter(|_| start == Start::Latest && !self.has_begun) else {
+            return Ok(true);
+        };
+        let first = seen.iter().find(|(_, count)| **count > 0).map(|(topic, _)| topic.as_str());
+        let waits_since = *self.waits_since.get_or_insert_with(Instant::now);
+        if first.is_some() && !start::has_begun(&self.client, seen, self.timeout)? {
+            let is_first = first.is_some_and(|topic| partitions.find_partition(topic, 0).is_some());
+            if !is_first && waits_since.elapsed() < self.timeout {
+                return Ok(false);
+            }
+            start::begin_at_ends(&self.client, seen, self.timeout)?;
+        }
+        self.has_begun = true;
+        Ok(true)
     }
 
     /// Reads partitions from now on.

@@ -1,0 +1,173 @@
+//! The committed table of settings is the linked librdkafka's, and what we set
+//! ourselves can be set.
+
+use std::collections::BTreeSet;
+use std::process::Command;
+
+use pipedoc_model::kafka::{Entry, Kind, SETTINGS};
+
+use super::*;
+use crate::log::Subscription;
+
+/// Whether librdkafka takes a value; what it says otherwise.
+fn taken(name: &str, value: &str) -> Result<(), String> {
+    let made = ClientConfig::new().set(name, value).create_native_config();
+    made.map(drop).map_err(|error| error.to_string())
+}
+
+fn tried(entry: &Entry, good: &[String], bad: &[String]) -> Vec<String> {
+    let mut wrong = Vec::new();
+    for value in good {
+        if let Err(said) = taken(entry.name, value) {
+            wrong.push(format!("{}={value:?} is refused: {said}", entry.name));
+        }
+    }
+    for value in bad {
+        if taken(entry.name, value).is_ok() {
+            wrong.push(format!("{}={value:?} is taken", entry.name));
+        }
+    }
+    wrong
+}
+
+#[test]
+fn the_linked_librdkafka_takes_what_the_table_says_and_no_more() {
+    let mut wrong = Vec::new();
+    for entry in SETTINGS {
+        let (good, bad): (Vec<String>, Vec<String>) = match entry.kind {
+            Kind::Number(from, to) => {
+                (vec![from.to_string(), to.to_string()], vec![(from - 1).to_string(), (i128::from(to) + 1).to_string()])
+            }
+            Kind::Decimal(from, to) => {
+                (vec![from.to_string(), to.to_string()], vec![(from - 1).to_string(), (to + 1).to_string()])
+            }
+            Kind::Switch => (vec!["true".to_owned(), "false".to_owned()], vec!["perhaps".to_owned()]),
+            Kind::OneOf(words) => (words.iter().map(ToString::to_string).collect(), vec!["zebra".to_owned()]),
+            Kind::Flags(words) => (words.iter().take(2).map(ToString::to_string).collect(), vec!["zebra".to_owned()]),
+            // Any text is taken, but some name files to load, or brokers.
+            Kind::Text | Kind::Callback => continue,
+        };
+        wrong.extend(tried(entry, &good, &bad));
+    }
+    // Parts of librdkafka that this build leaves out, which are refused by us too.
+    wrong.retain(|line| !line.contains("oauthbearer.") && !line.starts_with("builtin.features"));
+    assert_eq!(wrong, Vec::<String>::new());
+}
+
+#[test]
+fn other_names_of_a_setting_are_the_ones_of_the_table() {
+    for entry in SETTINGS {
+        let Some(of) = entry.alias_of else { continue };
+        // This build leaves them out, and we refuse them.
+        if of.starts_with("sasl.oauthbearer.") {
+            continue;
+        }
+        assert!(SETTINGS.iter().any(|other| other.name == of && other.alias_of.is_none()), "{of}");
+        let value = match entry.kind {
+            Kind::Number(from, _) => (from + 1).to_string(),
+            Kind::Decimal(from, _) => (from + 1).to_string(),
+            Kind::OneOf(words) => words[1].to_owned(),
+            _ => "a:1".to_owned(),
+        };
+        let made = ClientConfig::new().set(entry.name, &value).create_native_config().unwrap();
+        assert_eq!(made.get(of).unwrap(), made.get(entry.name).unwrap(), "{} is another name of {of}", entry.name);
+    }
+}
+
+#[test]
+fn every_setting_in_the_manual_of_the_linked_librdkafka_is_in_the_table() {
+    let cargo = Command::new(env!("CARGO"))
+        .args(["metadata", "--format-version", "1", "--offline", "--manifest-path"])
+        .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml"))
+        .output()
+        .unwrap();
+    let metadata = String::from_utf8_lossy(&cargo.stdout).into_owned();
+    // The path of the package's manifest stands in the text as it is.
+    let manifest = metadata.split('"').find(|text| text.contains("/rdkafka-sys-") && text.ends_with("/Cargo.toml"));
+    let manifest = manifest.unwrap_or_else(|| panic!("{}", String::from_utf8_lossy(&cargo.stderr)));
+    let manual = std::path::Path::new(manifest).with_file_name("librdkafka").join("CONFIGURATION.md");
+    let manual = std::fs::read_to_string(manual).unwrap();
+    let names = manual.lines().filter_map(|line| {
+        let mut cells = line.split('|').map(str::trim);
+        let (name, scope) = (cells.next()?, cells.next()?);
+        matches!(scope, "*" | "C" | "P").then_some(name)
+    });
+    let manual: BTreeSet<&str> = names.collect();
+    let table: BTreeSet<&str> = SETTINGS.iter().map(|entry| entry.name).collect();
+    assert_eq!(table, manual);
+    assert_eq!(table.len(), SETTINGS.len(), "no name stands twice");
+}
+
+fn cluster(process: &[(&str, &str)]) -> Cluster {
+    let given: Settings = process.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+    let settings = kafka::check_process(&given).unwrap();
+    Cluster { bootstrap: "127.0.0.1:1".to_owned(), settings, timeout: Duration::from_secs(1) }
+}
+
+fn own(given: &[(&str, &str)]) -> Settings {
+    given.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+}
+
+/// What librdkafka then has.
+fn set(config: &ClientConfig, name: &str) -> String {
+    config.create_native_config().unwrap().get(name).unwrap()
+}
+
+#[test]
+fn a_steps_settings_win_over_the_processs_and_promises_over_both() {
+    let cluster = cluster(&[("linger.ms", "7"), ("compression.type", "gzip"), ("fetch.min.bytes", "3")]);
+    let producer = cluster.settings(Client::Producer, &own(&[("linger.ms", "9"), ("retries", "4")])).unwrap();
+    let producer = super::producer(&cluster, "me", &producer, 500_000);
+    for (name, value) in [
+        ("linger.ms", "9"),
+        ("compression.type", "gzip"),
+        ("retries", "4"),
+        ("batch.size", "500000"),
+        ("enable.idempotence", "true"),
+        ("partitioner", "murmur2_random"),
+        ("acks", "-1"),
+    ] {
+        assert_eq!(set(&producer, name), value, "{name}");
+    }
+    let settings = cluster
+        .settings(Client::Consumer, &own(&[("session.timeout.ms", "9000"), ("group.instance.id", "a-{instance}")]));
+    let mut config = ConsumerConfig::new("me", Subscription::Assigned(Vec::new()));
+    config.settings = settings.unwrap();
+    let consumer = super::consumer(&cluster, &config, "g", true);
+    for (name, value) in [
+        ("fetch.min.bytes", "3"),
+        ("session.timeout.ms", "9000"),
+        ("group.instance.id", "a-me"),
+        ("group.id", "g"),
+        ("isolation.level", "read_committed"),
+        ("enable.auto.commit", "false"),
+        ("partition.assignment.strategy", "cooperative-sticky"),
+        ("auto.offset.reset", "error"),
+    ] {
+        assert_eq!(set(&consumer, name), value, "{name}");
+    }
+}
+
+#[test]
+fn fewer_acknowledgements_turn_idempotence_off_but_never_in_transactions() {
+    let cluster = cluster(&[]);
+    let settings = cluster.settings(Client::Producer, &own(&[("acks", "1")])).unwrap();
+    let plain = super::producer(&cluster, "me", &settings, BATCH_BYTES);
+    assert_eq!((set(&plain, "acks"), set(&plain, "enable.idempotence")), ("1".to_owned(), "false".to_owned()));
+    let transactional = super::transactional(&cluster, "t", Duration::from_secs(15), &settings, BATCH_BYTES);
+    assert_eq!(set(&transactional, "acks"), "-1");
+    assert_eq!(set(&transactional, "enable.idempotence"), "true");
+}
+
+#[test]
+fn what_does_not_go_together_is_told_with_the_processs_settings_too() {
+    let cluster = cluster(&[("consumer.group.protocol", "consumer")]);
+    let error =
+        cluster.settings(Client::Consumer, &own(&[("session.timeout.ms", "9000"), ("no.such", "1")])).unwrap_err();
+    let Error::Settings { source } = &error else { panic!("{error}") };
+    assert!(source.to_string().contains("no.such: is no setting that librdkafka knows"), "{source}");
+    let error = cluster.settings(Client::Consumer, &own(&[("session.timeout.ms", "9000")])).unwrap_err();
+    let Error::Settings { source } = &error else { panic!("{error}") };
+    assert!(source.to_string().contains("group.consumer.session.timeout.ms"), "{source}");
+    assert!(!error.is_retryable());
+}
