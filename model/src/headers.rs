@@ -44,6 +44,24 @@ pub const CLAIM: &str = "pipedoc_claim";
 /// On dead letters that are not PipeDocs: `JSON` or `RAW`.
 pub const FORMAT: &str = "pipedoc_format";
 
+/// The constant for a name that is ours and that records carry on every hop.
+fn ours(name: &[u8]) -> Option<&'static str> {
+    const EVERY_HOP: [&str; 11] = [
+        SOURCE_TOPIC,
+        SOURCE_PARTITION,
+        SOURCE_OFFSET,
+        SOURCE_CONSUMER_GROUP,
+        TRACEPARENT,
+        TRACESTATE,
+        STREAM_ID,
+        HOP,
+        EVENT_TIME,
+        DOCUMENT_ID,
+        VERSION,
+    ];
+    EVERY_HOP.into_iter().find(|ours| ours.as_bytes() == name)
+}
+
 /// One header.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Header {
@@ -152,11 +170,23 @@ impl Headers {
     /// UTF-8 (which no Kafka client lets in) are replaced as by
     /// [`String::from_utf8_lossy`].
     pub fn append_shared(&mut self, name: Bytes, value: Option<Bytes>) {
-        let name = match std::str::from_utf8(&name) {
-            Ok(_) => name,
-            Err(_) => Bytes::from(String::from_utf8_lossy(&name).into_owned()),
+        // Most headers that are read are ours: their names need no share of the memory.
+        let name = match ours(&name) {
+            Some(name) => Name::Static(name),
+            None if std::str::from_utf8(&name).is_ok() => Name::Shared(name),
+            None => Name::Shared(Bytes::from(String::from_utf8_lossy(&name).into_owned())),
         };
-        self.0.push(Header { name: Name::Shared(name), value });
+        self.0.push(Header { name, value });
+    }
+
+    /// Adds a header of another record at the end; it shares that record's memory.
+    pub fn push(&mut self, header: Header) {
+        self.0.push(header);
+    }
+
+    /// As [`append`](Self::append) for one of our names, which is not copied.
+    pub fn append_ours(&mut self, name: &'static str, value: Bytes) {
+        self.0.push(Header { name: Name::Static(name), value: Some(value) });
     }
 
     /// Removes all headers of a name.

@@ -119,6 +119,12 @@ pub enum Event {
 pub trait Observer: Send + Sync + 'static {
     /// Something happened.
     fn event(&self, step: &StepId, event: &Event);
+
+    /// Whether [`Event::Done`] is wanted for every record. Without it a runtime that
+    /// moves whole batches need not look at each record. Default: yes.
+    fn heeds_documents(&self) -> bool {
+        true
+    }
 }
 
 /// An observer that does not care.
@@ -127,4 +133,8 @@ pub struct Unobserved;
 
 impl Observer for Unobserved {
     fn event(&self, _: &StepId, _: &Event) {}
+
+    fn heeds_documents(&self) -> bool {
+        false
+    }
 }

@@ -21,7 +21,7 @@ use crate::connector::{Emitter, State};
 use crate::error::{Error, Result};
 use crate::module::{Connector, Deletion, Module, RecordModule, Step};
 use crate::output::Output;
-use crate::record::{RecordBatch, RecordContext};
+use crate::record::{Message, Record, RecordBatch, RecordContext, TopicPartition};
 
 /// What an author's program has become for one step.
 #[derive(Clone)]
@@ -81,6 +81,14 @@ pub trait Connects: Send + Sync {
 pub trait WorksOnRecords: Send + Sync {
     /// [`RecordModule::process`].
     fn process<'a>(&'a self, batch: &'a RecordBatch, context: &'a RecordContext) -> BoxFuture<'a, Result<()>>;
+    /// [`RecordModule::enhance`].
+    fn enhance(&self, message: &mut Message, record: &Record);
+    /// [`RecordModule::assigned`].
+    fn assigned<'a>(&'a self, partition: &'a TopicPartition, step: &'a Step) -> BoxFuture<'a, Result<()>>;
+    /// [`RecordModule::revoked`].
+    fn revoked<'a>(&'a self, partition: &'a TopicPartition, step: &'a Step) -> BoxFuture<'a, Result<()>>;
+    /// [`RecordModule::shutdown`].
+    fn shutdown<'a>(&'a self, step: &'a Step) -> BoxFuture<'a, Result<()>>;
     /// [`RecordModule::close`], when this is the last reference.
     fn close(self: Arc<Self>) -> BoxFuture<'static, ()>;
 }
@@ -244,6 +252,22 @@ impl<C: Connector> Connects for Erased<C> {
 impl<R: RecordModule> WorksOnRecords for Erased<R> {
     fn process<'a>(&'a self, batch: &'a RecordBatch, context: &'a RecordContext) -> BoxFuture<'a, Result<()>> {
         Box::pin(self.0.process(batch, context))
+    }
+
+    fn enhance(&self, message: &mut Message, record: &Record) {
+        self.0.enhance(message, record);
+    }
+
+    fn assigned<'a>(&'a self, partition: &'a TopicPartition, step: &'a Step) -> BoxFuture<'a, Result<()>> {
+        Box::pin(self.0.assigned(partition, step))
+    }
+
+    fn revoked<'a>(&'a self, partition: &'a TopicPartition, step: &'a Step) -> BoxFuture<'a, Result<()>> {
+        Box::pin(self.0.revoked(partition, step))
+    }
+
+    fn shutdown<'a>(&'a self, step: &'a Step) -> BoxFuture<'a, Result<()>> {
+        Box::pin(self.0.shutdown(step))
     }
 
     fn close(self: Arc<Self>) -> BoxFuture<'static, ()> {

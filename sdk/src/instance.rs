@@ -20,6 +20,7 @@ use tokio::time::Instant;
 use crate::event::Observer;
 use crate::factory::Factory;
 use crate::layers::Layers;
+pub use crate::runtime::partitions::Bounds;
 use crate::runtime::status::Board;
 pub use crate::runtime::status::{StepState, StepStatus};
 use crate::runtime::step::{Surroundings, Wanted, supervise};
@@ -73,9 +74,15 @@ impl Instance {
     /// An instance without steps.
     #[must_use]
     pub fn start(config: InstanceConfig) -> Self {
+        Self::start_within(config, Bounds::default())
+    }
+
+    /// An instance without steps, each of which may hold so much open.
+    #[must_use]
+    pub fn start_within(config: InstanceConfig, bounds: Bounds) -> Self {
         let InstanceConfig { log, objects, id, data, factories, observer, layers } = config;
         let factories = factories.into_iter().map(|factory| (factory.info().module.clone(), factory)).collect();
-        let around = Surroundings { log, shelf: objects, id, data, factories, observer, layers };
+        let around = Surroundings { log, shelf: objects, id, data, factories, observer, layers, bounds };
         Self(Arc::new(Inner { around: Arc::new(around), steps: Mutex::default() }))
     }
 

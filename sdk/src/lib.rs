@@ -34,7 +34,9 @@
 //! }
 //! ```
 
+pub mod application;
 pub mod attach;
+mod batches;
 pub mod check;
 pub mod connector;
 pub mod error;

@@ -15,11 +15,15 @@ use tokio_util::sync::CancellationToken;
 use crate::connector::{Emitter, State};
 use crate::error::Result;
 use crate::output::Output;
-use crate::record::{RecordBatch, RecordContext};
+use crate::record::{Message, Record, RecordBatch, RecordContext, TopicPartition};
 
 /// The step that a module works for, as far as a module may know it.
 #[derive(Debug, Clone)]
-pub struct Step(Arc<StepInner>);
+pub struct Step {
+    inner: Arc<StepInner>,
+    /// See [`Step::lanes`].
+    lanes: Arc<[u64]>,
+}
 
 #[derive(Debug)]
 struct StepInner {
@@ -40,43 +44,57 @@ impl Step {
         data: PathBuf,
         stopping: CancellationToken,
     ) -> Self {
-        Self(Arc::new(StepInner { cluster, id, step_type, data, stopping }))
+        let inner = StepInner { cluster, id, step_type, data, stopping };
+        Self { inner: Arc::new(inner), lanes: Arc::default() }
+    }
+
+    /// The same step, for a batch whose documents stand in these lanes.
+    pub(crate) fn for_batch(&self, lanes: Vec<u64>) -> Self {
+        Self { inner: Arc::clone(&self.inner), lanes: lanes.into() }
     }
 
     /// The cluster.
     #[must_use]
     pub fn cluster(&self) -> &ClusterName {
-        &self.0.cluster
+        &self.inner.cluster
     }
 
     /// The step's name and its pipeline's.
     #[must_use]
     pub fn id(&self) -> &StepId {
-        &self.0.id
+        &self.inner.id
     }
 
     /// The step's type.
     #[must_use]
     pub fn step_type(&self) -> StepType {
-        self.0.step_type
+        self.inner.step_type
     }
 
     /// A folder of this step's own in this instance. It may not exist yet.
     #[must_use]
     pub fn data(&self) -> &Path {
-        &self.0.data
+        &self.inner.data
+    }
+
+    /// In [`Module::process_batch`]: the lane of each document, in their order.
+    /// Documents of one lane (of one key, as a rule) must be worked on in their
+    /// order; the numbers mean nothing else. Empty where no runtime calls.
+    #[must_use]
+    pub fn lanes(&self) -> &[u64] {
+        &self.lanes
     }
 
     /// Resolves when the step is to stop. A connector's `run` should return soon
     /// after; everything else is finished by the runtime.
     pub async fn stopping(&self) {
-        self.0.stopping.cancelled().await;
+        self.inner.stopping.cancelled().await;
     }
 
     /// Whether the step is to stop.
     #[must_use]
     pub fn is_stopping(&self) -> bool {
-        self.0.stopping.is_cancelled()
+        self.inner.stopping.is_cancelled()
     }
 }
 
@@ -112,9 +130,14 @@ pub trait Module: Send + Sync + Sized + 'static {
     fn process(&self, doc: PipeDoc, step: &Step) -> impl Future<Output = Result<Output>> + Send;
 
     /// Processes several documents at once, for steps with `batch`; one result
-    /// for each, in order. Default: [`process`](Self::process), side by side.
+    /// for each, in order. Default: [`process`](Self::process), documents of one
+    /// lane ([`Step::lanes`]) one after the other, lanes side by side.
+    ///
+    /// After a failure the later ones of its lane count as not done, whatever
+    /// their results. A batch that fails as a whole (it panics, or takes too
+    /// long) says nothing of any one document: each is tried again alone.
     fn process_batch(&self, docs: Vec<PipeDoc>, step: &Step) -> impl Future<Output = Vec<Result<Output>>> + Send {
-        async move { futures::future::join_all(docs.into_iter().map(|doc| self.process(doc, step))).await }
+        crate::batches::process_each(self, docs, step)
     }
 
     /// Told of a deleted document. Default: passes the deletion on to all outputs.
@@ -173,8 +196,38 @@ pub trait RecordModule: Send + Sync + Sized + 'static {
     fn open(config: Self::Config, step: &Step) -> impl Future<Output = Result<Self>> + Send;
 
     /// Processes a batch of one partition. When it returns, all records of the
-    /// batch are done; the commit waits for everything piped meanwhile.
+    /// batch are done; the commit waits for everything piped meanwhile. Batches of
+    /// one partition come one after the other, those of different ones side by side.
+    ///
+    /// After an error the records that were marked as consumed stay done, the others
+    /// come again, in order, as a batch of the next attempt. When the attempts are
+    /// spent, or the error is permanent, `on_exhausted` applies to the first of the
+    /// others (to the record itself, where one could not be piped), and the rest
+    /// starts anew. A future that is dropped (timeout) counts as a failed attempt.
     fn process(&self, batch: &RecordBatch, context: &RecordContext) -> impl Future<Output = Result<()>> + Send;
+
+    /// May change what is piped for a record, last of all: headers, key and value
+    /// are as they would be sent. Default: changes nothing.
+    fn enhance(&self, _message: &mut Message, _record: &Record) {}
+
+    /// A partition was given to this instance; its batches follow. An error is told
+    /// and changes nothing.
+    fn assigned(&self, _partition: &TopicPartition, _step: &Step) -> impl Future<Output = Result<()>> + Send {
+        async { Ok(()) }
+    }
+
+    /// A partition goes to another instance: its last batch has ended. It may take as
+    /// long as `revoke_grace` lasts. Also called, later, for a partition that was lost.
+    fn revoked(&self, _partition: &TopicPartition, _step: &Step) -> impl Future<Output = Result<()>> + Send {
+        async { Ok(()) }
+    }
+
+    /// The step stops: all batches have ended, and what is done is committed. Comes
+    /// once, instead of [`revoked`](Self::revoked) for each partition, and before
+    /// [`close`](Self::close). It may take as long as `revoke_grace` lasts.
+    fn shutdown(&self, _step: &Step) -> impl Future<Output = Result<()>> + Send {
+        async { Ok(()) }
+    }
 
     /// Called once when the step stops.
     fn close(self) -> impl Future<Output = ()> + Send {

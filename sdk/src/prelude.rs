@@ -11,4 +11,4 @@ pub use crate::connector::{Emitter, State, StateChanges};
 pub use crate::error::{Error, Result, ResultExt};
 pub use crate::module::{Connector, Deletion, Module, RecordModule, Step};
 pub use crate::output::Output;
-pub use crate::record::{Record, RecordBatch, RecordContext};
+pub use crate::record::{Message, Record, RecordBatch, RecordContext, Report, TopicPartition};

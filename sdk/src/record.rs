@@ -1,13 +1,37 @@
 //! What a record module is given: raw batches and a way to pipe them on.
 //!
 //! Nothing is decoded here; values, keys and foreign headers pass as they are.
+//!
+//! ```no_run
+//! use pipedoc_sdk::prelude::*;
+//! # #[derive(Deserialize, JsonSchema)]
+//! # struct Config {}
+//! struct Router;
+//!
+//! impl RecordModule for Router {
+//!     type Config = Config;
+//!     const NAME: &'static str = "router";
+//! #   async fn open(_: Config, _: &Step) -> Result<Self> { Ok(Self) }
+//!
+//!     async fn process(&self, batch: &RecordBatch, context: &RecordContext) -> Result<()> {
+//!         for record in &batch.records {
+//!             let to = if record.value.is_none() { "deletions" } else { "documents" };
+//!             context.pipe(record, to); // the commit waits for it
+//!         }
+//!         Ok(())
+//!     }
+//! }
+//! ```
+
+mod message;
+mod report;
 
 use std::fmt;
-use std::pin::Pin;
-use std::task::{Context, Poll};
 
-pub use pipedoc_transport::log::{Delivered, Record, RecordBatch};
-use tokio::sync::oneshot;
+pub use message::Message;
+pub use pipedoc_transport::log::{Delivered, Record, RecordBatch, TopicPartition};
+pub use report::Report;
+pub(crate) use report::{Ledger, Settled, of_log};
 
 use crate::error::{Error, Result};
 use crate::module::Step;
@@ -15,84 +39,81 @@ use crate::runtime::records::Pipe;
 
 /// What a record module may do with its batch.
 pub struct RecordContext {
-    step: Step,
-    attempt: u32,
     pub(crate) pipe: Pipe,
 }
 
 impl RecordContext {
-    pub(crate) fn new(step: Step, attempt: u32, pipe: Pipe) -> Self {
-        Self { step, attempt, pipe }
+    pub(crate) fn new(pipe: Pipe) -> Self {
+        Self { pipe }
     }
 
     /// The step that the module works for.
     #[must_use]
     pub fn step(&self) -> &Step {
-        &self.step
+        self.pipe.step()
+    }
+
+    /// The partition that the batch is of.
+    #[must_use]
+    pub fn partition(&self) -> &TopicPartition {
+        self.pipe.source()
     }
 
     /// How many times this batch was tried before; 0 at first.
     #[must_use]
     pub fn attempt(&self) -> u32 {
-        self.attempt
+        self.pipe.attempt()
     }
 
     /// Pipes a record on, to the output or the allowed topic of this name: value,
     /// key and foreign headers as they are, the `source_*` headers set to where it
     /// came from, one more hop. Without a key, its partition follows the source's.
+    /// [`RecordModule::enhance`](crate::module::RecordModule::enhance) may change it first.
     ///
-    /// The report may be dropped: the commit waits for the acknowledgement all the
-    /// same, and a record that could not be piped fails the batch.
+    /// Await the report to know where the record lies (piping synchronously); drop
+    /// it to go on at once. The commit waits for the acknowledgement either way, and
+    /// a record that could not be piped fails the batch.
     pub fn pipe(&self, record: &Record, to: &str) -> Report {
-        self.pipe.send([record], to)
+        self.pipe.pipe(std::iter::once(record), to)
     }
 
     /// Pipes several records on, in order, with one report for all.
     pub fn pipe_many<'a>(&self, records: impl IntoIterator<Item = &'a Record>, to: &str) -> Report {
-        self.pipe.send(records, to)
+        self.pipe.pipe(records.into_iter(), to)
+    }
+
+    /// Sends something of the module's own, to the output or the allowed topic of
+    /// this name, as it is. Reports and the commit are as with [`pipe`](Self::pipe).
+    pub fn send(&self, message: Message, to: &str) -> Report {
+        self.pipe.send(vec![message], to)
+    }
+
+    /// Sends several messages, in order, with one report for all.
+    pub fn send_many(&self, messages: impl IntoIterator<Item = Message>, to: &str) -> Report {
+        self.pipe.send(messages.into_iter().collect(), to)
+    }
+
+    /// Marks one record of the batch as done: it does not come again when the batch
+    /// fails, provided that everything that the batch has piped was acknowledged.
+    ///
+    /// # Errors
+    /// Permanent: the record is not of this batch.
+    pub fn mark_as_consumed(&self, record: &Record) -> Result<()> {
+        if self.pipe.mark(record.offset) {
+            return Ok(());
+        }
+        let source = self.partition();
+        Err(Error::permanent(format!("offset {} is not one of this batch of {source}", record.offset))
+            .with_kind("not-in-batch"))
     }
 }
 
 impl fmt::Debug for RecordContext {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RecordContext").field("step", self.step.id()).field("attempt", &self.attempt).finish()
-    }
-}
-
-/// Resolves when the log has acknowledged what was piped: where each record lies,
-/// in order; or why one could not be written.
-#[derive(Debug)]
-pub struct Report(Inner);
-
-#[derive(Debug)]
-enum Inner {
-    Open(oneshot::Receiver<pipedoc_transport::log::Result<Vec<Delivered>>>),
-    Failed(Option<Error>),
-}
-
-impl Report {
-    pub(crate) fn new(report: oneshot::Receiver<pipedoc_transport::log::Result<Vec<Delivered>>>) -> Self {
-        Self(Inner::Open(report))
-    }
-
-    pub(crate) fn failed(error: Error) -> Self {
-        Self(Inner::Failed(Some(error)))
-    }
-}
-
-impl Future for Report {
-    type Output = Result<Vec<Delivered>>;
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        match &mut self.0 {
-            Inner::Open(report) => Pin::new(report).poll(context).map(|result| match result {
-                Ok(Ok(delivered)) => Ok(delivered),
-                Ok(Err(error)) if error.is_retryable() => Err(Error::retryable(error)),
-                Ok(Err(error)) => Err(Error::permanent(error)),
-                Err(_) => Err(Error::retryable("the step has stopped")),
-            }),
-            Inner::Failed(error) => {
-                Poll::Ready(Err(error.take().unwrap_or_else(|| Error::permanent("the report was taken already"))))
-            }
-        }
+        f.debug_struct("RecordContext")
+            .field("step", self.step().id())
+            .field("partition", self.partition())
+            .field("attempt", &self.attempt())
+            .finish()
     }
 }

@@ -100,19 +100,29 @@ async fn while_owned(
     loop {
         let stopping = CancellationToken::new();
         let deadline = watch::channel(None::<Instant>).0;
-        let mut taken = None;
+        // What holds the next owner back, and whether the log has thought better of it.
+        let (mut taken, mut returned) = (None, false);
         let running = run_once(parts, stopping.clone(), deadline.subscribe(), orders.clone());
         tokio::pin!(running);
         let ended = loop {
             tokio::select! {
                 ended = &mut running => break ended,
-                change = member.next(), if taken.is_none() => match change? {
-                    Change::Owned => {}
+                // A member is heard of while its run ends, too: or it would be taken
+                // for dead, or go on when it is.
+                change = member.next() => match change? {
+                    Change::Owned => returned = taken.is_some(),
                     Change::Lost => return Ok(Some(Change::Lost)),
                     Change::Taken(revocation) => {
                         stopping.cancel();
-                        deadline.send_replace(Some(Instant::now() + parts.shop.plan.revoke_grace));
-                        taken = Some(revocation);
+                        let by = Instant::now() + parts.shop.plan.revoke_grace;
+                        deadline.send_if_modified(|deadline| {
+                            let sooner = deadline.is_none_or(|deadline| by < deadline);
+                            if sooner {
+                                *deadline = Some(by);
+                            }
+                            sooner
+                        });
+                        (taken, returned) = (Some(revocation), false);
                     }
                 },
                 by = sooner_stop(orders, *deadline.borrow()), if taken.is_none() => {
@@ -122,8 +132,14 @@ async fn while_owned(
                 }
             }
         };
-        if let Some(revocation) = taken {
-            return Ok(Some(Change::Taken(revocation)));
+        match taken {
+            // It came back meanwhile: the run that was to end has ended, and another begins.
+            Some(revocation) if returned => {
+                revocation.release();
+                continue;
+            }
+            Some(revocation) => return Ok(Some(Change::Taken(revocation))),
+            None => {}
         }
         if deadline.borrow().is_some() {
             return Ok(None);

@@ -3,10 +3,10 @@
 //! Pure. The stages and what leads from one to the other are drawn in
 //! [`crate::runtime`].
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
-use pipedoc_transport::log::{Record, RecordBatch, TopicPartition};
+use pipedoc_transport::log::{OutgoingRecord, Record, TopicPartition};
 use tokio::task::AbortHandle;
 
 use super::dead_letter::Reason;
@@ -17,22 +17,15 @@ use super::work::About;
 #[derive(Debug)]
 pub(crate) struct Delivery {
     pub(crate) source: Arc<TopicPartition>,
-    pub(crate) load: Load,
+    pub(crate) record: Record,
     /// Attempts that failed.
     pub(crate) attempts: u32,
     /// Times that it could not be tried, through no fault of its own.
     pub(crate) setbacks: u32,
+    /// It shares no batch: one that it was in failed as a whole.
+    pub(crate) alone: bool,
     pub(crate) lane: LaneId,
     pub(crate) stage: Stage,
-}
-
-/// What a delivery is of.
-#[derive(Debug, Clone)]
-pub(crate) enum Load {
-    /// One record, for modules that take documents.
-    Record(Record),
-    /// A batch of one partition, for modules that take records.
-    Batch(Arc<RecordBatch>),
 }
 
 /// Where a delivery is on its way.
@@ -44,26 +37,22 @@ pub(crate) enum Stage {
     Working(AbortHandle),
     /// A task makes its dead letter.
     Burying { task: AbortHandle, about: About, reason: Reason },
-    /// Its module has returned; what it piped is on its way. Its lane waits.
-    Piping,
+    /// Its dead letter is made, and follows those of its lane that were sent before
+    /// and may still be refused.
+    Buried { letter: Box<OutgoingRecord>, about: About, reason: Reason },
     /// Its outputs are on their way; its lane goes on.
     Sending { about: About, sent: usize, partial: Option<String> },
     /// Its dead letter is on its way.
     SendingDeadLetter { about: About, reason: Reason },
 }
 
-impl Load {
-    /// All its records, in order.
-    pub(crate) fn records(&self) -> &[Record] {
+impl Stage {
+    /// The task that runs for it.
+    fn task(&self) -> Option<&AbortHandle> {
         match self {
-            Self::Record(record) => std::slice::from_ref(record),
-            Self::Batch(batch) => &batch.records,
+            Self::Working(task) | Self::Burying { task, .. } => Some(task),
+            Self::Waiting | Self::Buried { .. } | Self::Sending { .. } | Self::SendingDeadLetter { .. } => None,
         }
-    }
-
-    /// The first record.
-    pub(crate) fn first(&self) -> Option<&Record> {
-        self.records().first()
     }
 }
 
@@ -73,9 +62,6 @@ impl Delivery {
         matches!(self.stage, Stage::Waiting)
     }
 
-    fn last_offset(&self) -> i64 {
-        self.load.records().last().map_or(i64::MIN, |record| record.offset)
-    }
 }
 
 /// The open deliveries of a step, and what still runs of those dropped.
@@ -85,7 +71,23 @@ pub(crate) struct Deliveries {
     /// Dropped while at work: they keep their lanes until their tasks have ended,
     /// so that no key is ever at work twice.
     ghosts: HashMap<DeliveryId, LaneId>,
+    /// By lane: those whose outputs are on their way, and those refused since whose
+    /// dead letters are not.
+    on_their_way: HashMap<LaneId, BTreeSet<DeliveryId>>,
+    /// By lane: those whose dead letters wait for their predecessors.
+    held: HashMap<LaneId, BTreeSet<DeliveryId>>,
     next: DeliveryId,
+}
+
+impl Drop for Deliveries {
+    fn drop(&mut self) {
+        // Nothing works on for a step that has ended, however it did.
+        for delivery in self.open.values() {
+            if let Some(task) = delivery.stage.task() {
+                task.abort();
+            }
+        }
+    }
 }
 
 impl Deliveries {
@@ -138,6 +140,54 @@ impl Deliveries {
         self.ghosts.remove(&id)
     }
 
+    /// Whether an earlier delivery of its lane is on its way, or on its way to the
+    /// dead letters: whatever of this lane is given up on must follow it.
+    pub(crate) fn follows(&self, id: DeliveryId) -> bool {
+        let Some(delivery) = self.open.get(&id) else { return false };
+        self.on_their_way.get(&delivery.lane).and_then(|ids| ids.first()).is_some_and(|first| *first < id)
+    }
+
+    /// A delivery's outputs are on their way.
+    pub(crate) fn sent(&mut self, lane: LaneId, id: DeliveryId) {
+        self.on_their_way.entry(lane).or_default().insert(id);
+    }
+
+    /// Its outputs were acknowledged, or its dead letter follows its predecessors'.
+    pub(crate) fn arrived(&mut self, lane: LaneId, id: DeliveryId) {
+        if let Some(ids) = self.on_their_way.get_mut(&lane) {
+            ids.remove(&id);
+            if ids.is_empty() {
+                self.on_their_way.remove(&lane);
+            }
+        }
+    }
+
+    /// Those of a lane whose dead letters are made and need wait no longer.
+    pub(crate) fn next_letter(&self, lane: LaneId) -> Option<DeliveryId> {
+        let held = self.held.get(&lane)?;
+        held.first().copied().filter(|id| !self.follows(*id))
+    }
+
+    /// Its dead letter is made and waits for its predecessors.
+    pub(crate) fn hold(&mut self, lane: LaneId, id: DeliveryId) {
+        self.held.entry(lane).or_default().insert(id);
+    }
+
+    /// Lanes in which dead letters wait.
+    pub(crate) fn lanes_held(&self) -> Vec<LaneId> {
+        self.held.keys().copied().collect()
+    }
+
+    /// Its dead letter goes.
+    pub(crate) fn let_go(&mut self, lane: LaneId, id: DeliveryId) {
+        if let Some(ids) = self.held.get_mut(&lane) {
+            ids.remove(&id);
+            if ids.is_empty() {
+                self.held.remove(&lane);
+            }
+        }
+    }
+
     /// Drops the deliveries of the partitions selected; their tasks are aborted.
     pub(crate) fn drop_all(&mut self, selected: impl Fn(&TopicPartition) -> bool) {
         let ghosts = &mut self.ghosts;
@@ -145,18 +195,25 @@ impl Deliveries {
             if !selected(&delivery.source) {
                 return true;
             }
-            if let Stage::Working(task) | Stage::Burying { task, .. } = &delivery.stage {
+            if let Some(task) = delivery.stage.task() {
                 task.abort();
                 ghosts.insert(*id, delivery.lane);
             }
             false
         });
+        let open = &self.open;
+        for ids in [&mut self.on_their_way, &mut self.held] {
+            ids.retain(|_, ids| {
+                ids.retain(|id| open.contains_key(id));
+                !ids.is_empty()
+            });
+        }
     }
 
     /// Highest offset of a partition on which work has begun.
     pub(crate) fn highest_begun(&self, source: &TopicPartition) -> Option<i64> {
         let begun = self.open.values().filter(|delivery| !delivery.is_waiting() && *delivery.source == *source);
-        begun.map(Delivery::last_offset).max()
+        begun.map(|delivery| delivery.record.offset).max()
     }
 
     /// Drops what waits beyond an offset of a partition.
@@ -164,7 +221,7 @@ impl Deliveries {
         self.open.retain(|_, delivery| {
             *delivery.source != *source
                 || !delivery.is_waiting()
-                || delivery.load.first().is_none_or(|record| record.offset <= offset)
+                || delivery.record.offset <= offset
         });
     }
 }

@@ -80,7 +80,7 @@ pub(crate) fn now_millis() -> i64 {
     i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
 }
 
-fn new_stream() -> String {
+pub(crate) fn new_stream() -> String {
     uuid::Uuid::now_v7().to_string()
 }
 

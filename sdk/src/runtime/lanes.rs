@@ -79,14 +79,6 @@ impl Lanes {
         self.refresh(lane);
     }
 
-    /// Puts a delivery at the head of a lane, where nothing may be at work.
-    pub(crate) fn push_front(&mut self, lane: LaneId, delivery: DeliveryId) {
-        let queue = &mut self.lanes.entry(lane).or_default();
-        debug_assert_eq!(queue.taken, 0, "nothing overtakes what is at work");
-        queue.queue.push_front(delivery);
-        self.refresh(lane);
-    }
-
     /// The next delivery whose turn it is, if there is room for it; it is at work
     /// from now on.
     pub(crate) fn start(&mut self) -> Option<DeliveryId> {

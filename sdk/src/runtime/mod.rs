@@ -37,6 +37,7 @@
 //! after it: by their last deliveries, the records of a key are always in order.
 
 pub(crate) mod claims;
+mod clients;
 mod connect;
 mod dead_letter;
 mod deliveries;
@@ -44,7 +45,7 @@ mod emit;
 mod hop;
 mod lanes;
 mod outbox;
-mod partitions;
+pub(crate) mod partitions;
 pub(crate) mod process;
 mod pump;
 pub(crate) mod records;

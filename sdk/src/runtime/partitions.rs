@@ -10,14 +10,19 @@ use std::time::Duration;
 use pipedoc_transport::log::{AssignedPartition, TopicPartition};
 use tokio::time::Instant;
 
+use super::lanes::LaneId;
 use super::retry;
-use super::window::Window;
+use super::window::{Admission, Window};
 
-/// How much a step may hold open.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Bounds {
-    pub(crate) records: usize,
-    pub(crate) bytes: usize,
+/// How much a step may hold open. One batch of the log may come on top: that
+/// which fills the window.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Bounds {
+    /// Records, over all partitions. Default 10,000. At most ten times as many
+    /// are remembered that were done behind one that is not.
+    pub records: usize,
+    /// Bytes of these records. Default 64 MiB.
+    pub bytes: usize,
 }
 
 impl Default for Bounds {
@@ -26,9 +31,27 @@ impl Default for Bounds {
     }
 }
 
+impl Bounds {
+    /// How many records a batch of the log may hold.
+    #[must_use]
+    pub fn batch_records(&self) -> usize {
+        (self.records / 20).clamp(1, 500)
+    }
+
+    /// How many bytes a batch of the log may hold, unless one record is larger.
+    #[must_use]
+    pub fn batch_bytes(&self) -> usize {
+        (self.bytes / 64).clamp(1, 1 << 20)
+    }
+}
+
 /// For each open record, so many may be remembered that were done beyond the
 /// watermark: they take little memory, but a crash repeats them.
 const DONE_BEYOND: usize = 10;
+
+/// How often going back is tried, and how long between.
+const SEEKS: u32 = 5;
+const BETWEEN_SEEKS: Duration = Duration::from_secs(1);
 
 /// A partition owned.
 #[derive(Debug)]
@@ -45,6 +68,8 @@ pub(crate) struct Partition {
     /// the time before it.
     restarted: bool,
     failures: u32,
+    /// How often going back has failed since the restart.
+    stuck: u32,
     /// Its share of the bounds is full.
     full: bool,
     /// Whether the consumer was told to rest.
@@ -68,15 +93,17 @@ impl Partitions {
 
     pub(crate) fn assign(&mut self, assigned: &AssignedPartition) {
         self.next_number += 1;
-        let committed = assigned.committed.as_ref().map(|committed| committed.offset);
+        let committed = assigned.committed.as_ref();
+        let metadata = committed.map_or("", |committed| committed.metadata.as_str());
         let partition = Partition {
             source: Arc::new(assigned.source.clone()),
             number: self.next_number,
-            window: Window::new(assigned.position, committed),
+            window: Window::new(assigned.position, committed.map(|committed| committed.offset), metadata),
             revoking: false,
             restart_at: None,
             restarted: false,
             failures: 0,
+            stuck: 0,
             full: false,
             resting: false,
         };
@@ -147,12 +174,15 @@ fn is_full(was_full: bool, used: usize, most: usize) -> bool {
 }
 
 impl Partition {
-    /// Takes a record in; `false` when it is none of this partition's now.
+    /// Takes a record in, into a lane.
     #[must_use]
-    pub(crate) fn admit(&mut self, offset: i64, bytes: usize) -> bool {
-        let admitted = !self.revoking && self.restart_at.is_none() && self.window.admit(offset, bytes);
-        self.restarted &= !admitted;
-        admitted
+    pub(crate) fn admit(&mut self, offset: i64, bytes: usize, lane: LaneId) -> Admission {
+        if self.revoking || self.restart_at.is_some() {
+            return Admission::Refused;
+        }
+        let admission = self.window.admit(offset, bytes, lane);
+        self.restarted &= admission == Admission::Refused;
+        admission
     }
 
     pub(crate) fn end_seen(&mut self, position: i64) {
@@ -176,6 +206,19 @@ impl Partition {
         self.restart_at = Some(now + wait);
         self.restarted = true;
         wait
+    }
+
+    /// Reading goes on from the watermark.
+    pub(crate) fn went_back(&mut self) {
+        self.restart_at = None;
+        self.stuck = 0;
+    }
+
+    /// Going back has failed: whether it has too often to be tried again.
+    pub(crate) fn cannot_go_back(&mut self, now: Instant) -> bool {
+        self.stuck += 1;
+        self.restart_at = Some(now + BETWEEN_SEEKS);
+        self.stuck > SEEKS
     }
 
     /// A delivery was done.
@@ -210,7 +253,7 @@ mod tests {
         };
         for offset in 0..4 {
             assert!(!rests(&mut partitions, &first));
-            assert!(partitions.get_mut(&first).unwrap().admit(offset, 1));
+            assert_eq!(partitions.get_mut(&first).unwrap().admit(offset, 1, 0), Admission::Open);
         }
         assert!(rests(&mut partitions, &first));
         assert!(!rests(&mut partitions, &TopicPartition::new(Topic::new("t").unwrap(), 1)));
@@ -225,13 +268,13 @@ mod tests {
         let mut partitions = owned(Bounds::default(), 1);
         let partition = partitions.iter_mut().next().unwrap();
         for offset in 0..3 {
-            assert!(partition.admit(offset, 1));
+            assert_eq!(partition.admit(offset, 1, 0), Admission::Open);
         }
         partition.restart(Instant::now());
-        assert!(!partition.admit(3, 1), "of the time before");
+        assert_eq!(partition.admit(3, 1, 0), Admission::Refused, "of the time before");
         partition.restart_at = None;
         partition.end_seen(3);
         assert_eq!(partition.window.watermark(), 0);
-        assert!(partition.admit(0, 1));
+        assert_eq!(partition.admit(0, 1, 0), Admission::Open);
     }
 }

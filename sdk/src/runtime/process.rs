@@ -97,12 +97,17 @@ impl Service<Request> for Outermost {
     }
 }
 
-/// What a panic said, as a permanent error.
+/// What a panic of a module said, as a permanent error.
 pub(crate) fn panicked(panic: &(dyn Any + Send)) -> Error {
+    panicked_in("the module", panic)
+}
+
+/// What a panic said, as a permanent error.
+pub(crate) fn panicked_in(who: &str, panic: &(dyn Any + Send)) -> Error {
     let message = panic
         .downcast_ref::<&str>()
         .map(|text| (*text).to_owned())
         .or_else(|| panic.downcast_ref::<String>().cloned())
         .unwrap_or_else(|| "no message".to_owned());
-    Error::permanent(message).with_kind("panic").context("the module panicked")
+    Error::permanent(message).with_kind("panic").context(format!("{who} panicked"))
 }

@@ -27,7 +27,8 @@ pub enum StepState {
     Stopping,
     /// Stopped.
     Stopped,
-    /// Could not open; `last_error` says why.
+    /// Could not open, or has panicked; `last_error` says why. After a panic it
+    /// begins again by itself, soon.
     Failed,
     /// A connector whose `run` has ended with everything settled.
     Completed,
@@ -103,6 +104,10 @@ impl Board {
         }
     }
 
+    pub(crate) fn id(&self) -> &StepId {
+        &self.id
+    }
+
     pub(crate) fn set_state(&self, state: StepState) {
         self.face.lock().state = state;
     }
@@ -144,6 +149,16 @@ impl Board {
     /// A delivery was done.
     pub(crate) fn done(&self) {
         self.done.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Deliveries were done.
+    pub(crate) fn done_many(&self, count: usize) {
+        self.done.fetch_add(count as u64, Ordering::Relaxed);
+    }
+
+    /// Whether the observer wants to hear of each document.
+    pub(crate) fn heeds_documents(&self) -> bool {
+        self.observer.heeds_documents()
     }
 
     /// A delivery was given up on.

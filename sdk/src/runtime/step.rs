@@ -16,10 +16,12 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::clients;
 use super::claims::{Claims, Shelf};
 use super::connect;
 use super::partitions::Bounds;
-use super::pump::{Pump, Worker};
+use super::pump::Pump;
+use super::records::{RecordPump, Station};
 use super::route::Router;
 use super::status::{Board, StepState};
 use super::topics::Topics;
@@ -36,6 +38,13 @@ use crate::secrets::{self, Secrets};
 /// what is in flight.
 const CHANGE_GRACE: Duration = Duration::from_secs(5);
 
+/// How long a step that panicked rests at least: what it had begun ends meanwhile.
+const PANIC_REST: Duration = Duration::from_secs(1);
+/// A step that has lived for so long has not failed again, but anew.
+const LONG: Duration = Duration::from_secs(60);
+/// How long a module's `close` may take.
+const CLOSE_MAY_TAKE: Duration = Duration::from_secs(10);
+
 /// What all steps of an instance share.
 pub(crate) struct Surroundings {
     pub(crate) log: Arc<dyn Log>,
@@ -45,6 +54,7 @@ pub(crate) struct Surroundings {
     pub(crate) factories: HashMap<ModuleName, Factory>,
     pub(crate) observer: Arc<dyn Observer>,
     pub(crate) layers: Layers,
+    pub(crate) bounds: Bounds,
 }
 
 /// What is wanted of a step.
@@ -62,10 +72,13 @@ enum Ended {
     Stopped,
     /// It cannot go on until something changes.
     Failed,
+    /// It panicked, outside of all that is a module's.
+    Panicked,
 }
 
 /// Runs a step through all its plans until nobody can want anything of it any more.
 pub(crate) async fn supervise(around: Arc<Surroundings>, mut wanted: watch::Receiver<Wanted>, board: Arc<Board>) {
+    let mut panics = 0_u32;
     loop {
         let now = wanted.borrow_and_update().clone();
         let (plan, hash) = match now {
@@ -88,7 +101,8 @@ pub(crate) async fn supervise(around: Arc<Surroundings>, mut wanted: watch::Rece
             continue;
         }
         let (orders, order) = watch::channel(order_of(&plan));
-        let life = live(&around, &plan, &board, order);
+        let began = Instant::now();
+        let life = guarded(live(&around, &plan, &board, order), &board);
         tokio::pin!(life);
         let ended = loop {
             tokio::select! {
@@ -114,14 +128,43 @@ pub(crate) async fn supervise(around: Arc<Surroundings>, mut wanted: watch::Rece
                 }
             }
         };
-        if let Ended::Failed = ended {
-            board.set_state(StepState::Failed);
-            if !another_plan(&plan, &mut wanted, &board).await {
-                break;
+        match ended {
+            Ended::Stopped => {}
+            Ended::Failed => {
+                board.set_state(StepState::Failed);
+                if !another_plan(&plan, &mut wanted, &board).await {
+                    break;
+                }
+            }
+            Ended::Panicked => {
+                // It says so for a while, and begins anew where it had committed.
+                board.set_state(StepState::Failed);
+                board.set_consumer(None);
+                board.set_in_flight(0);
+                panics = if began.elapsed() > LONG { 1 } else { panics.saturating_add(1) };
+                let rest = PANIC_REST.saturating_add(retry::backoff(&retry::patient(), panics));
+                // What is wanted stays to be looked at.
+                let mut news = wanted.clone();
+                tokio::select! {
+                    () = tokio::time::sleep(rest) => {}
+                    _ = news.changed() => {}
+                }
             }
         }
     }
     board.set_state(StepState::Stopped);
+}
+
+/// A life whose panic is an end like others.
+async fn guarded(life: impl Future<Output = Ended>, board: &Board) -> Ended {
+    let life = futures::FutureExt::catch_unwind(std::panic::AssertUnwindSafe(life));
+    life.await.unwrap_or_else(|panic| {
+        let error = process::panicked_in("the step", panic.as_ref());
+        tracing::error!(step = %board.id(), %error, "a step panicked");
+        // Observers are not told: it may have been one of them.
+        board.error(&error.context("the step begins again soon").to_string());
+        Ended::Panicked
+    })
 }
 
 /// Ends a life by then, or sooner when that comes to be wanted. What is wanted is
@@ -210,8 +253,21 @@ async fn live(
     };
     let ended = run(around, plan, &step, &program, &secrets, board, &mut orders).await;
     stopping.cancel();
-    program.close().await;
+    close(program, board).await;
     ended
+}
+
+/// Closes the program, for a while.
+async fn close(program: Program, board: &Board) {
+    let closing = std::panic::AssertUnwindSafe(tokio::time::timeout(CLOSE_MAY_TAKE, program.close()));
+    match futures::FutureExt::catch_unwind(closing).await {
+        Ok(Ok(())) => {}
+        Ok(Err(_)) => {
+            let seconds = CLOSE_MAY_TAKE.as_secs();
+            board.trouble(&Error::retryable(format!("the module's close had not ended after {seconds} s and was let go")));
+        }
+        Err(panic) => board.trouble(&process::panicked(panic.as_ref()).context("the module cannot be closed")),
+    }
 }
 
 /// Opens the program, for as long as it takes; `None` when ordered to stop.
@@ -312,7 +368,7 @@ async fn run(
             Ok(ended) => return ended,
             Err(error) => scrubbed(&error, secrets),
         };
-        if began.elapsed() > Duration::from_secs(60) {
+        if began.elapsed() > LONG {
             failures = 0;
         }
         failures = failures.saturating_add(1);
@@ -340,7 +396,7 @@ async fn run_once(
             return Ok(Ended::Failed);
         }
     };
-    let bounds = Bounds::default();
+    let bounds = around.bounds;
     let concurrency = match plan.concurrency {
         0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
         given => given,
@@ -359,21 +415,27 @@ async fn run_once(
         topics: Topics::new(Arc::clone(&around.log)),
         service,
     });
-    let producer =
-        around.log.producer(ProducerConfig { client_id: around.id.clone(), settings: plan.producer_settings.clone() });
+    let settings = clients::settings("producer", &plan.producer_settings)?;
+    let producer = around.log.producer(ProducerConfig { client_id: around.id.clone(), settings });
     let producer: Arc<dyn Producer> = producer.await.context("a producer cannot be made")?;
-    let worker = match program {
-        Program::Documents(_) => Worker::Documents,
-        Program::Records(program) => Worker::Records(Arc::clone(program)),
+    match program {
+        Program::Documents(_) => {}
+        Program::Records(program) => {
+            let consumer = input_consumer(around, plan).await?;
+            board.set_consumer(Some(Arc::clone(&consumer)));
+            let station = Station::new(shop, Arc::clone(program), producer, Arc::clone(board), concurrency);
+            RecordPump::new(Arc::new(station), consumer, bounds).run(orders).await?;
+            return Ok(Ended::Stopped);
+        }
         Program::Connector(connector) => {
             let consumer = state_consumer(around, plan).await?;
             connect::run(around, shop, connector, board, consumer, producer, orders).await?;
             return Ok(Ended::Stopped);
         }
-    };
+    }
     let consumer = input_consumer(around, plan).await?;
     board.set_consumer(Some(Arc::clone(&consumer)));
-    let pump = Pump::new(shop, worker, Arc::clone(board), consumer, producer, bounds, concurrency);
+    let pump = Pump::new(shop, Arc::clone(board), consumer, producer, bounds, concurrency);
     pump.run(orders).await?;
     Ok(Ended::Stopped)
 }
@@ -407,8 +469,10 @@ async fn group_consumer(
     let group = plan.group.clone();
     let subscription = Subscription::Group { group, topics, patterns, start: Start::Earliest };
     let mut config = ConsumerConfig::new(around.id.clone(), subscription);
-    config.settings.clone_from(&plan.consumer_settings);
-    around.log.consumer(config).await.context("a consumer cannot be made")
+    config.max_records = around.bounds.batch_records();
+    config.max_bytes = around.bounds.batch_bytes();
+    config.settings = clients::settings("consumer", &plan.consumer_settings)?;
+    around.log.consumer(config.tuned()).await.context("a consumer cannot be made")
 }
 
 async fn stop_ordered(orders: &mut watch::Receiver<Order>) {

@@ -1,19 +1,29 @@
 //! The open deliveries of one partition, and how far it may be committed.
 //!
 //! Pure: no clock, no IO. The watermark is the lowest open offset; a commit never
-//! passes it, whatever is done beyond. Offsets grow, with gaps.
+//! passes it. What is done beyond it is named beside it ([`crate::progress`]), so
+//! that nobody does it again. Offsets grow, with gaps.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
+use std::ops::Range;
+
+use super::lanes::LaneId;
+use crate::progress;
 
 /// Open deliveries of one partition, in order of offset.
 #[derive(Debug)]
 pub(crate) struct Window {
     /// What was admitted and not yet passed by the watermark.
     open: VecDeque<Entry>,
+    /// Offsets that were done before this ownership or the last reset and are not
+    /// read again yet, in order.
+    ahead: VecDeque<Range<i64>>,
     /// Where the next record is read: nothing below was left out.
     position: i64,
     /// What the group has committed.
-    committed: i64,
+    committed: Mark,
+    /// Grows whenever more is done beyond the watermark.
+    revision: u64,
     /// How many of `open` are not done.
     undone: usize,
     /// Bytes of those that are not done.
@@ -26,45 +36,98 @@ pub(crate) struct Window {
 struct Entry {
     offset: i64,
     bytes: usize,
-    done: bool,
+    lane: LaneId,
+    fate: Fate,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    Open,
+    Done,
+    /// Done by an earlier owner, or before a reset.
+    DoneBefore,
+}
+
+/// A state of the window that may be committed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Mark {
+    /// The watermark.
+    pub(crate) offset: i64,
+    /// Tells what was done beyond it.
+    revision: u64,
+}
+
+/// What becomes of a record that is offered to a window.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Admission {
+    /// It is none of this partition's now.
+    Refused,
+    /// It is to be worked on.
+    Open,
+    /// It was done before.
+    DoneBefore,
 }
 
 impl Window {
     /// The window of a partition that is read from `position` on. `committed` is
-    /// what its group has committed, if anything.
-    pub(crate) fn new(position: i64, committed: Option<i64>) -> Self {
+    /// what its group has committed, if anything, and `metadata` what lies beside.
+    pub(crate) fn new(position: i64, committed: Option<i64>, metadata: &str) -> Self {
+        let ahead = committed.map(|offset| progress::decode(offset, metadata)).unwrap_or_default();
         // A group that has committed nothing is as good as one that committed the
         // place where reading begins, except that the first commit writes it down.
-        let committed = committed.unwrap_or(-1);
-        Self { open: VecDeque::new(), position, committed, undone: 0, bytes: 0, at_end: false }
+        let committed = Mark { offset: committed.unwrap_or(-1), revision: 0 };
+        Self {
+            open: VecDeque::new(),
+            ahead: ahead.into(),
+            position,
+            committed,
+            revision: 0,
+            undone: 0,
+            bytes: 0,
+            at_end: false,
+        }
     }
 
     /// Takes a record in. Offsets below the position were seen already (a log may
-    /// repeat itself after a seek): they are refused with `false`.
+    /// repeat itself after a seek): they are refused.
     #[must_use]
-    pub(crate) fn admit(&mut self, offset: i64, bytes: usize) -> bool {
+    pub(crate) fn admit(&mut self, offset: i64, bytes: usize, lane: LaneId) -> Admission {
         if offset < self.position {
-            return false;
+            return Admission::Refused;
         }
-        self.open.push_back(Entry { offset, bytes, done: false });
         self.position = offset + 1;
+        self.at_end = false;
+        while self.ahead.front().is_some_and(|range| range.end <= offset) {
+            self.ahead.pop_front();
+        }
+        if self.ahead.front().is_some_and(|range| range.contains(&offset)) {
+            self.open.push_back(Entry { offset, bytes, lane, fate: Fate::DoneBefore });
+            self.pass();
+            return Admission::DoneBefore;
+        }
+        self.open.push_back(Entry { offset, bytes, lane, fate: Fate::Open });
         self.undone += 1;
         self.bytes += bytes;
-        self.at_end = false;
-        true
+        Admission::Open
     }
 
     /// A record is done. Offsets that are not open are ignored.
     pub(crate) fn settle(&mut self, offset: i64) {
         let Ok(at) = self.open.binary_search_by_key(&offset, |entry| entry.offset) else { return };
         let entry = &mut self.open[at];
-        if entry.done {
+        if entry.fate != Fate::Open {
             return;
         }
-        entry.done = true;
+        entry.fate = Fate::Done;
         self.undone -= 1;
         self.bytes -= entry.bytes;
-        while self.open.front().is_some_and(|entry| entry.done) {
+        self.revision += 1;
+        self.pass();
+    }
+
+    /// Lets the watermark pass what is done.
+    fn pass(&mut self) {
+        while self.open.front().is_some_and(|entry| entry.fate != Fate::Open) {
             self.open.pop_front();
         }
     }
@@ -82,8 +145,10 @@ impl Window {
         self.position = self.position.max(position);
     }
 
-    /// Forgets everything open; reading must go on at the offset returned.
+    /// Forgets everything open; reading must go on at the offset returned. What is
+    /// done beyond stays so.
     pub(crate) fn reset(&mut self) -> i64 {
+        self.ahead = self.done_beyond().into();
         self.position = self.watermark();
         self.open.clear();
         self.undone = 0;
@@ -92,20 +157,26 @@ impl Window {
         self.position
     }
 
-    /// Highest offset that is done beyond the watermark.
+    /// Highest offset that was done here beyond the watermark.
     pub(crate) fn highest_done(&self) -> Option<i64> {
-        self.open.iter().rev().find(|entry| entry.done).map(|entry| entry.offset)
+        self.open.iter().rev().find(|entry| entry.fate == Fate::Done).map(|entry| entry.offset)
     }
 
-    /// Forgets what lies beyond an offset, none of which may be done.
+    /// Forgets what lies beyond an offset, none of which was done here.
     pub(crate) fn cut_after(&mut self, offset: i64) {
+        if self.open.back().is_none_or(|entry| entry.offset <= offset) {
+            return;
+        }
+        self.ahead = self.done_beyond().into();
         while let Some(entry) = self.open.back()
             && entry.offset > offset
         {
-            debug_assert!(!entry.done, "what is done is not forgotten");
+            debug_assert!(entry.fate != Fate::Done, "what is done is not forgotten");
             self.position = entry.offset;
-            self.undone -= 1;
-            self.bytes -= entry.bytes;
+            if entry.fate == Fate::Open {
+                self.undone -= 1;
+                self.bytes -= entry.bytes;
+            }
             self.at_end = false;
             self.open.pop_back();
         }
@@ -116,21 +187,69 @@ impl Window {
         self.open.front().map_or(self.position, |entry| entry.offset)
     }
 
+    /// What is done beyond the watermark and may be left out by the next owner:
+    /// ranges in order, apart from each other. One that an earlier open record of
+    /// its lane is still to follow is not among them: the records of a lane are in
+    /// order by their last deliveries, so it must come again after that one.
+    fn done_beyond(&self) -> Vec<Range<i64>> {
+        let mut ranges: Vec<Range<i64>> = Vec::new();
+        let mut open_lanes = HashSet::new();
+        // Offsets between two records that are done hold no record.
+        let mut unbroken = false;
+        for entry in &self.open {
+            let done = match entry.fate {
+                Fate::Open => {
+                    open_lanes.insert(entry.lane);
+                    false
+                }
+                Fate::Done => !open_lanes.contains(&entry.lane),
+                Fate::DoneBefore => true,
+            };
+            match ranges.last_mut() {
+                Some(last) if done && unbroken => last.end = entry.offset + 1,
+                _ if done => ranges.push(entry.offset..entry.offset + 1),
+                _ => {}
+            }
+            unbroken = done;
+        }
+        for range in self.ahead.iter().filter(|range| range.end > self.position) {
+            let range = range.start.max(self.position)..range.end;
+            match ranges.last_mut() {
+                Some(last) if last.end == range.start => last.end = range.end,
+                _ => ranges.push(range),
+            }
+        }
+        ranges
+    }
+
     /// What to commit, when the group has not committed it yet.
-    pub(crate) fn uncommitted(&self) -> Option<i64> {
-        let watermark = self.watermark();
-        (watermark > self.committed).then_some(watermark)
+    pub(crate) fn uncommitted(&self) -> Option<Mark> {
+        let mark = Mark { offset: self.watermark(), revision: self.revision };
+        let more_beyond = mark.offset == self.committed.offset && mark.revision > self.committed.revision;
+        (mark.offset > self.committed.offset || more_beyond).then_some(mark)
+    }
+
+    /// What to write beside the watermark: what is done beyond it, as far as it fits.
+    pub(crate) fn metadata(&self) -> String {
+        progress::encode(self.watermark(), &self.done_beyond(), progress::LIMIT)
     }
 
     /// The group has committed.
-    pub(crate) fn committed(&mut self, offset: i64) {
-        self.committed = self.committed.max(offset);
+    pub(crate) fn committed(&mut self, mark: Mark) {
+        if mark.offset >= self.committed.offset {
+            self.committed = mark;
+        }
     }
 
     /// What the group has committed as far as is known; where reading began when
     /// it has nothing.
     pub(crate) fn committed_offset(&self) -> i64 {
-        if self.committed < 0 { self.watermark() } else { self.committed }
+        if self.committed.offset < 0 { self.watermark() } else { self.committed.offset }
+    }
+
+    /// Whether the group has committed nothing yet, not even where reading began.
+    pub(crate) fn is_new(&self) -> bool {
+        self.committed.offset < 0
     }
 
     /// How many deliveries are open.
@@ -155,124 +274,5 @@ impl Window {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::collections::BTreeMap;
-
-    use proptest::prelude::*;
-
-    use super::*;
-
-    #[test]
-    fn the_watermark_waits_for_the_lowest_open_offset() {
-        let mut window = Window::new(10, None);
-        for offset in [10, 12, 15] {
-            assert!(window.admit(offset, 1));
-        }
-        window.settle(12);
-        assert_eq!(window.watermark(), 10);
-        window.settle(10);
-        assert_eq!(window.watermark(), 15, "12 was done before");
-        window.settle(15);
-        assert_eq!((window.watermark(), window.len(), window.bytes()), (16, 0, 0));
-    }
-
-    #[test]
-    fn the_end_counts_control_records_and_is_committed_once() {
-        let mut window = Window::new(0, Some(0));
-        assert!(window.admit(0, 1));
-        window.end_seen(5);
-        assert!(!window.is_drained());
-        assert_eq!(window.uncommitted(), None);
-        window.settle(0);
-        assert!(window.is_drained());
-        assert_eq!(window.uncommitted(), Some(5));
-        window.committed(5);
-        assert_eq!(window.uncommitted(), None);
-    }
-
-    #[test]
-    fn a_reset_goes_back_to_the_watermark() {
-        let mut window = Window::new(0, None);
-        for offset in 0..5 {
-            assert!(window.admit(offset, 7));
-        }
-        window.settle(0);
-        window.settle(3);
-        assert_eq!(window.reset(), 1);
-        assert_eq!((window.len(), window.bytes()), (0, 0));
-        window.settle(2);
-        assert!(window.admit(1, 7), "it comes again");
-    }
-
-    #[derive(Debug, Clone)]
-    enum Act {
-        Admit { gap: i64 },
-        Settle { which: usize },
-        End { gap: i64 },
-        Commit,
-        Reset,
-        Cut,
-    }
-
-    fn act() -> impl Strategy<Value = Act> {
-        prop_oneof![
-            4 => (0..3_i64).prop_map(|gap| Act::Admit { gap }),
-            4 => (0..64_usize).prop_map(|which| Act::Settle { which }),
-            1 => (0..3_i64).prop_map(|gap| Act::End { gap }),
-            1 => Just(Act::Commit),
-            1 => Just(Act::Reset),
-            1 => Just(Act::Cut),
-        ]
-    }
-
-    proptest! {
-        /// The model: a map from each offset ever admitted to whether it is done.
-        #[test]
-        fn no_commit_ever_passes_an_open_offset(acts in proptest::collection::vec(act(), 0..200)) {
-            let mut window = Window::new(0, None);
-            let mut model: BTreeMap<i64, bool> = BTreeMap::new();
-            let mut next = 0_i64;
-            for act in acts {
-                match act {
-                    Act::Admit { gap } => {
-                        prop_assert!(window.admit(next + gap, 3));
-                        model.insert(next + gap, false);
-                        next += gap + 1;
-                    }
-                    Act::Settle { which } => {
-                        if let Some(offset) = model.keys().nth(which).copied() {
-                            model.insert(offset, true);
-                            window.settle(offset);
-                        }
-                    }
-                    Act::End { gap } => {
-                        next += gap;
-                        window.end_seen(next);
-                    }
-                    Act::Commit => {
-                        if let Some(offset) = window.uncommitted() {
-                            window.committed(offset);
-                        }
-                    }
-                    Act::Reset => {
-                        next = window.reset();
-                        model.retain(|offset, _| *offset < next);
-                    }
-                    Act::Cut => {
-                        let highest = window.highest_done().unwrap_or(-1);
-                        window.cut_after(highest);
-                        let first_cut = model.iter().find(|(offset, done)| **offset > highest && !**done);
-                        next = first_cut.map_or(next, |(offset, _)| *offset);
-                        model.retain(|offset, done| *offset <= highest || *done);
-                    }
-                }
-                let lowest_open = model.iter().find(|(_, done)| !**done).map(|(offset, _)| *offset);
-                prop_assert_eq!(window.watermark(), lowest_open.unwrap_or(next));
-                let open = model.values().filter(|done| !**done).count();
-                prop_assert_eq!(window.len(), open);
-                prop_assert_eq!(window.bytes(), open * 3);
-                prop_assert!(window.committed <= window.watermark());
-            }
-        }
-    }
-}
+#[path = "window_tests.rs"]
+mod tests;

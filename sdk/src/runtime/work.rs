@@ -4,7 +4,7 @@
 //! Runs in a task of its own, many at once. Knows nothing of windows, lanes or
 //! attempts; says only what became of this one.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -19,6 +19,7 @@ use tracing::{Instrument, Span};
 
 use super::claims::Claims;
 use super::hop::{self, root_id};
+use super::lanes::LaneId;
 use super::process;
 use super::route::{Destination, Incoming, Router};
 use super::topics::Topics;
@@ -43,6 +44,8 @@ pub(crate) struct Workshop {
 pub(crate) struct Job {
     pub(crate) record: Record,
     pub(crate) source: Arc<TopicPartition>,
+    /// What it must stay in order with.
+    pub(crate) lane: LaneId,
     /// How many times it was tried before.
     pub(crate) attempt: u32,
 }
@@ -65,6 +68,15 @@ pub(crate) struct Failed {
     pub(crate) error: Error,
     /// Not the document's fault: it is tried again for as long as it takes.
     pub(crate) patient: bool,
+    /// The failure of a batch as a whole: it says nothing of this one.
+    pub(crate) of_batch: bool,
+}
+
+impl Failed {
+    /// A failure that is the document's own.
+    pub(crate) fn new(about: About, error: Error) -> Self {
+        Self { about, error, patient: false, of_batch: false }
+    }
 }
 
 /// Which document a record is about, for events.
@@ -105,6 +117,8 @@ enum Fault {
     Own(Error),
     /// The surroundings'.
     Passing(Error),
+    /// A batch's, as a whole.
+    OfBatch(Error),
     /// There is no memory for it now.
     NoRoom,
 }
@@ -122,7 +136,7 @@ impl Workshop {
         let span = self.span(job);
         let work = async {
             let ready = self.ready(job, &mut about, true).await?;
-            let answer = self.call(ready.input, job.attempt, &span).await?;
+            let answer = self.call(ready.input, self.step.clone(), job.attempt, &span).await?;
             let output = answer.into_iter().next().unwrap_or_else(|| Err(no_answer()))?;
             self.finish(job, &ready.origin, output, &span).await
         };
@@ -138,16 +152,23 @@ impl Workshop {
         let span = jobs.first().map_or_else(Span::none, |job| self.span(job));
         let work = async {
             let mut results = Vec::with_capacity(jobs.len());
+            let mut failed_lanes = HashSet::new();
             while let Some(rest) = jobs.get(results.len()..).filter(|rest| !rest.is_empty()) {
-                results.extend(self.piece(rest, &span).await);
+                results.extend(self.piece(rest, &mut failed_lanes, &span).await);
             }
             results
         };
         work.instrument(span.clone()).await
     }
 
-    /// Works on as many records of a batch as fit into memory, at least one.
-    async fn piece(&self, jobs: &[Job], span: &Span) -> Vec<Result<Worked, Failed>> {
+    /// Works on as many records of a batch as fit into memory, at least one. Those
+    /// of lanes that have failed are left alone: they do not count as done.
+    async fn piece(
+        &self,
+        jobs: &[Job],
+        failed_lanes: &mut HashSet<LaneId>,
+        span: &Span,
+    ) -> Vec<Result<Worked, Failed>> {
         let (mut ready, mut abouts) = (Vec::new(), Vec::new());
         for job in jobs {
             let mut about = About::of(&job.record);
@@ -158,15 +179,18 @@ impl Workshop {
             abouts.push(about);
         }
         let jobs = &jobs[..ready.len()];
-        let outputs = self.call_batch(jobs, &mut ready, span).await;
+        let outputs = self.call_batch(jobs, &mut ready, failed_lanes, span).await;
         let mut results = Vec::with_capacity(jobs.len());
         for (((job, ready), output), about) in jobs.iter().zip(ready).zip(outputs).zip(abouts) {
             let made = match (ready, output) {
                 (Err(fault), _) => Err(fault),
                 (Ok(ready), Some(Ok(output))) => self.finish(job, &ready.origin, output, span).await,
-                (Ok(_), Some(Err(error))) => Err(Fault::Own(error)),
+                (Ok(_), Some(Err(fault))) => Err(fault),
                 (Ok(_), None) => Err(Fault::Own(no_answer())),
             };
+            if made.is_err() {
+                failed_lanes.insert(job.lane);
+            }
             results.push(match made {
                 Ok(made) => Ok(made.about(about)),
                 Err(fault) => Err(fault.about(about)),
@@ -181,61 +205,74 @@ impl Workshop {
         &self,
         jobs: &[Job],
         ready: &mut [Result<Ready, Fault>],
+        failed_lanes: &mut HashSet<LaneId>,
         span: &Span,
-    ) -> Vec<Option<Result<Output>>> {
+    ) -> Vec<Option<Result<Output, Fault>>> {
         let attempt = jobs.iter().map(|job| job.attempt).max().unwrap_or(0);
-        let mut outputs: Vec<Option<Result<Output>>> = jobs.iter().map(|_| None).collect();
+        let mut outputs: Vec<Option<Result<Output, Fault>>> = jobs.iter().map(|_| None).collect();
         let mut docs: Vec<(usize, PipeDoc)> = Vec::new();
-        for (at, ready) in ready.iter_mut().enumerate() {
-            let Ok(ready) = ready else { continue };
+        for (at, (ready, job)) in ready.iter_mut().zip(jobs).enumerate() {
+            let Ok(ready) = ready else {
+                failed_lanes.insert(job.lane);
+                continue;
+            };
+            if failed_lanes.contains(&job.lane) {
+                continue;
+            }
             match std::mem::replace(&mut ready.input, Input::Batch(Vec::new())) {
                 Input::Document(doc) => docs.push((at, doc)),
                 Input::Deletion(deletion) => {
-                    self.call_documents(std::mem::take(&mut docs), attempt, span, &mut outputs).await;
-                    let answer = self.call(Input::Deletion(deletion), attempt, span).await;
-                    outputs[at] =
-                        Some(answer.and_then(|all| all.into_iter().next().unwrap_or_else(|| Err(no_answer()))));
+                    self.call_documents(jobs, std::mem::take(&mut docs), attempt, span, &mut outputs).await;
+                    let failed = |(job, output): (&Job, &Option<Result<_, _>>)| {
+                        matches!(output, Some(Err(_))).then_some(job.lane)
+                    };
+                    failed_lanes.extend(jobs.iter().zip(&outputs).filter_map(failed));
+                    if failed_lanes.contains(&job.lane) {
+                        continue;
+                    }
+                    let answer = self.call(Input::Deletion(deletion), self.step.clone(), attempt, span).await;
+                    let answer = answer.and_then(|all| all.into_iter().next().unwrap_or_else(|| Err(no_answer())));
+                    outputs[at] = Some(answer.map_err(Fault::Own));
                 }
                 Input::Batch(_) => {}
             }
         }
-        self.call_documents(docs, attempt, span, &mut outputs).await;
+        self.call_documents(jobs, docs, attempt, span, &mut outputs).await;
         outputs
     }
 
     async fn call_documents(
         &self,
+        jobs: &[Job],
         docs: Vec<(usize, PipeDoc)>,
         attempt: u32,
         span: &Span,
-        outputs: &mut [Option<Result<Output>>],
+        outputs: &mut [Option<Result<Output, Fault>>],
     ) {
         if docs.is_empty() {
             return;
         }
         let (places, docs): (Vec<usize>, Vec<PipeDoc>) = docs.into_iter().unzip();
-        match self.call(Input::Batch(docs), attempt, span).await {
+        let step = self.step.for_batch(places.iter().filter_map(|place| Some(jobs.get(*place)?.lane)).collect());
+        let error = match self.call(Input::Batch(docs), step, attempt, span).await {
             Ok(results) if results.len() == places.len() => {
                 for (place, result) in places.into_iter().zip(results) {
-                    outputs[place] = Some(result);
+                    outputs[place] = Some(result.map_err(Fault::Own));
                 }
+                return;
             }
             Ok(results) => {
-                for place in &places {
-                    outputs[*place] = Some(Err(Error::permanent(format!(
-                        "process_batch gave {} results for {} documents",
-                        results.len(),
-                        places.len()
-                    ))
-                    .with_kind("wrong-answer")));
-                }
+                let found = results.len();
+                Error::permanent(format!("process_batch gave {found} results for {} documents", places.len()))
+                    .with_kind("wrong-answer")
             }
-            Err(error) => {
-                // One error for all: each gets its words.
-                for place in places {
-                    outputs[place] = Some(Err(error.duplicate()));
-                }
-            }
+            Err(error) => error,
+        };
+        // One error for all: each gets its words. Which of several is to blame is
+        // not known.
+        let fault = if jobs.len() > 1 { Fault::OfBatch } else { Fault::Own };
+        for place in places {
+            outputs[place] = Some(Err(fault(error.duplicate())));
         }
     }
 
@@ -250,11 +287,11 @@ impl Workshop {
         Ok(partitions)
     }
 
-    async fn call(&self, input: Input, attempt: u32, span: &Span) -> Result<Vec<Result<Output>>> {
+    async fn call(&self, input: Input, step: Step, attempt: u32, span: &Span) -> Result<Vec<Result<Output>>> {
         let Some(service) = &self.service else {
             return Err(Error::permanent("this module takes no documents").with_kind("wrong-module"));
         };
-        let request = Request { input, step: self.step.clone(), attempt, span: span.clone() };
+        let request = Request { input, step, attempt, span: span.clone() };
         process::call(service, request).await
     }
 
@@ -424,9 +461,13 @@ impl Fault {
 
     fn about(self, about: About) -> Failed {
         match self {
-            Self::Own(error) => Failed { about, error, patient: false },
-            Self::Passing(error) => Failed { about, error, patient: true },
-            Self::NoRoom => Failed { about, error: Error::retryable("no memory for its claims now"), patient: true },
+            Self::Own(error) => Failed::new(about, error),
+            Self::OfBatch(error) => Failed { of_batch: true, ..Failed::new(about, error) },
+            Self::Passing(error) => Failed { patient: true, ..Failed::new(about, error) },
+            Self::NoRoom => {
+                let error = Error::retryable("no memory for its claims now");
+                Failed { patient: true, ..Failed::new(about, error) }
+            }
         }
     }
 }

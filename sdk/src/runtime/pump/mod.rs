@@ -17,17 +17,16 @@ use pipedoc_transport::log::{self, Commit, Consumer, Event as LogEvent, Producer
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
-use super::deliveries::{Deliveries, Delivery, Load, Stage};
+use super::deliveries::{Deliveries, Delivery, Stage};
 use super::lanes::{DeliveryId, LaneKey, Lanes};
 use super::outbox::Outbox;
 use super::partitions::{Bounds, Partitions};
-use super::records::Piping;
 use super::status::{Board, StepState};
+use super::window::{Admission, Mark};
 use super::work::Workshop;
 use super::{Order, retry};
 use crate::error::{Error, Result};
 use crate::event::Event;
-use crate::factory::WorksOnRecords;
 use ownership::Revoking;
 pub(crate) use task::Signal;
 
@@ -41,26 +40,15 @@ const GHOSTS_MAY_TAKE: Duration = Duration::from_secs(2);
 /// No work begins while so many bytes of outputs are on their way.
 const OUTBOX_BYTES: usize = 64 << 20;
 
-/// What does a step's work.
-#[derive(Clone)]
-pub(crate) enum Worker {
-    /// A module that takes documents: it stands in the workshop's stack.
-    Documents,
-    /// A module that takes records.
-    Records(Arc<dyn WorksOnRecords>),
-}
-
 /// Moves one step's records.
 pub(crate) struct Pump {
     shop: Arc<Workshop>,
-    worker: Worker,
     board: Arc<Board>,
     consumer: Arc<dyn Consumer>,
     partitions: Partitions,
     deliveries: Deliveries,
     lanes: Lanes,
-    outbox: Outbox<Ticket>,
-    piping: std::collections::HashMap<DeliveryId, Piping>,
+    outbox: Outbox<DeliveryId>,
     signals: mpsc::UnboundedReceiver<Signal>,
     signaller: mpsc::UnboundedSender<Signal>,
     revoking: Vec<Revoking>,
@@ -78,23 +66,21 @@ pub(crate) struct Pump {
     fatal: Option<Error>,
 }
 
-/// What was to be committed, each with the number of its partition's ownership;
-/// and what came of it.
-type Committing = (Vec<(Commit, u64)>, log::Result<()>);
+/// What was to be committed, and what came of it.
+type Committing = (Vec<Committable>, log::Result<()>);
 
-/// What is on its way into the log.
+/// What is to be committed of a partition.
 #[derive(Debug)]
-pub(crate) enum Ticket {
-    /// A delivery's outputs, or its dead letter.
-    Delivery(DeliveryId),
-    /// Something that a record module pipes on.
-    Pipe(DeliveryId, super::records::Reply),
+struct Committable {
+    commit: Commit,
+    mark: Mark,
+    /// Number of the partition's ownership.
+    number: u64,
 }
 
 impl Pump {
     pub(crate) fn new(
         shop: Arc<Workshop>,
-        worker: Worker,
         board: Arc<Board>,
         consumer: Arc<dyn Consumer>,
         producer: Arc<dyn Producer>,
@@ -104,14 +90,12 @@ impl Pump {
         let (signaller, signals) = mpsc::unbounded_channel();
         Self {
             shop,
-            worker,
             board,
             consumer,
             partitions: Partitions::new(bounds),
             deliveries: Deliveries::default(),
             lanes: Lanes::new(concurrency),
             outbox: Outbox::new(producer),
-            piping: std::collections::HashMap::new(),
             signals,
             signaller,
             revoking: Vec::new(),
@@ -232,14 +216,8 @@ impl Pump {
 
     /// Takes records in, each into its lane.
     fn admit(&mut self, batch: RecordBatch) {
-        if matches!(self.worker, Worker::Records(_)) {
-            return self.admit_whole(batch);
-        }
         let Some(partition) = self.partitions.get_mut(&batch.source) else { return };
         for record in batch.records {
-            if !partition.admit(record.offset, bytes_of(&record)) {
-                continue;
-            }
             let id = self.deliveries.next_id();
             let key = match (self.shop.plan.ordering, &record.key) {
                 (Ordering::Key, Some(key)) => LaneKey::Key(key),
@@ -247,25 +225,14 @@ impl Pump {
                 (Ordering::None, _) => LaneKey::Alone(id),
             };
             let lane = self.lanes.lane(&key);
+            if partition.admit(record.offset, bytes_of(&record), lane) != Admission::Open {
+                continue;
+            }
             let source = Arc::clone(&partition.source);
-            let delivery = Delivery::new(source, Load::Record(record), lane);
+            let delivery = Delivery::new(source, record, lane);
             self.deliveries.insert(id, delivery);
             self.lanes.push(lane, id);
         }
-    }
-
-    /// Takes a batch in as one delivery.
-    fn admit_whole(&mut self, mut batch: RecordBatch) {
-        let Some(partition) = self.partitions.get_mut(&batch.source) else { return };
-        batch.records.retain(|record| partition.admit(record.offset, bytes_of(record)));
-        if batch.records.is_empty() {
-            return;
-        }
-        let id = self.deliveries.next_id();
-        let lane = self.lanes.lane(&LaneKey::Partition(&partition.source));
-        let delivery = Delivery::new(Arc::clone(&partition.source), Load::Batch(Arc::new(batch)), lane);
-        self.deliveries.insert(id, delivery);
-        self.lanes.push(lane, id);
     }
 
     /// Starts what may start.
@@ -276,7 +243,7 @@ impl Pump {
             self.batch_since = None;
             return;
         }
-        if self.shop.plan.batch.is_some() && matches!(self.worker, Worker::Documents) {
+        if self.shop.plan.batch.is_some() {
             return self.start_batches(now);
         }
         while let Some(id) = self.lanes.start() {
@@ -285,13 +252,7 @@ impl Pump {
                 self.lanes.work_ended();
                 continue;
             };
-            let task = match (&delivery.load, &self.worker) {
-                (Load::Batch(batch), Worker::Records(program)) => {
-                    self.piping.insert(id, Piping::default());
-                    task::records(&self.shop, program, batch, id, delivery.attempts, &self.signaller)
-                }
-                _ => task::work(&self.shop, vec![(id, delivery.job())], false, &self.signaller),
-            };
+            let task = task::work(&self.shop, vec![(id, delivery.job())], false, &self.signaller);
             delivery.stage = Stage::Working(task);
         }
     }
@@ -312,14 +273,15 @@ impl Pump {
                 return;
             }
             self.batch_since = None;
-            let (mut bytes, mut jobs) = (0, Vec::new());
+            let (mut bytes, mut jobs, mut alone) = (0, Vec::new(), false);
             let deliveries = &self.deliveries;
             self.lanes.start_batch(most, |id| {
                 let Some(delivery) = deliveries.get(id) else { return false };
-                let size = delivery.load.first().map_or(0, bytes_of);
-                if !jobs.is_empty() && bytes + size > bounds.bytes {
+                let size = bytes_of(&delivery.record);
+                if !jobs.is_empty() && (alone || delivery.alone || bytes + size > bounds.bytes) {
                     return false;
                 }
+                alone = delivery.alone;
                 bytes += size;
                 jobs.push((id, delivery.job()));
                 true
@@ -419,10 +381,11 @@ impl Pump {
     fn forget_dropped(&mut self) {
         let deliveries = &self.deliveries;
         self.lanes.forget(|id| !deliveries.has_lane(id));
-        self.outbox.retain(|ticket| match ticket {
-            Ticket::Delivery(id) | Ticket::Pipe(id, _) => deliveries.contains(*id),
-        });
-        self.piping.retain(|id, _| deliveries.contains(*id));
+        self.outbox.retain(|id| deliveries.contains(*id));
+        // Dead letters may have waited for what was dropped.
+        for lane in self.deliveries.lanes_held() {
+            self.send_letters(lane);
+        }
     }
 
     fn event(&self, event: Event) {

@@ -4,34 +4,30 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use pipedoc_model::step::OnExhausted;
-use pipedoc_transport::log::{self, Delivered, OutgoingRecord, RecordBatch};
+use pipedoc_transport::log::{self, OutgoingRecord, Record};
 use tokio::time::Instant;
 
 use super::task::{self, Signal};
-use super::{Pump, Ticket};
+use super::Pump;
 use crate::error::Error;
 use crate::event::Event;
 use crate::runtime::dead_letter::Reason;
-use crate::runtime::deliveries::{Delivery, Load, Stage};
-use crate::runtime::lanes::DeliveryId;
+use crate::runtime::deliveries::{Delivery, Stage};
+use crate::runtime::lanes::{DeliveryId, LaneId};
 use crate::runtime::outbox::{Settled, is_of_the_record};
-use crate::runtime::records::Reply;
 use crate::runtime::retry;
 use crate::runtime::work::{About, Failed, Job, Worked};
 
 impl Delivery {
     /// One that waits for its first attempt.
-    pub(super) fn new(source: Arc<log::TopicPartition>, load: Load, lane: u64) -> Self {
-        Self { source, load, attempts: 0, setbacks: 0, lane, stage: Stage::Waiting }
+    pub(super) fn new(source: Arc<log::TopicPartition>, record: Record, lane: u64) -> Self {
+        Self { source, record, attempts: 0, setbacks: 0, alone: false, lane, stage: Stage::Waiting }
     }
 
-    /// What a task is to do. Empty for batches of records, which have their own.
+    /// What a task is to do.
     pub(super) fn job(&self) -> Job {
-        let record = match &self.load {
-            Load::Record(record) => record.clone(),
-            Load::Batch(batch) => batch.records[0].clone(),
-        };
-        Job { record, source: Arc::clone(&self.source), attempt: self.attempts }
+        let (record, source) = (self.record.clone(), Arc::clone(&self.source));
+        Job { record, source, lane: self.lane, attempt: self.attempts }
     }
 }
 
@@ -41,7 +37,6 @@ impl Pump {
         match signal {
             Signal::Worked(ids, results) => self.worked(ids, results),
             Signal::Buried(id, letter) => self.buried(id, letter),
-            Signal::Pipe(id, records, reply) => self.pipe(id, records, reply),
         }
     }
 
@@ -77,9 +72,9 @@ impl Pump {
                 }
                 None => {
                     failed_lanes.insert(lane);
-                    let about = delivery.load.first().map(About::of).unwrap_or_default();
+                    let about = About::of(&delivery.record);
                     let error = Error::retryable("dropped without an answer").with_kind("dropped");
-                    self.attempt_failed(id, Failed { about, error, patient: false });
+                    self.attempt_failed(id, Failed::new(about, error));
                 }
             }
         }
@@ -87,29 +82,30 @@ impl Pump {
 
     fn succeeded(&mut self, id: DeliveryId, worked: Worked) {
         let Some(delivery) = self.deliveries.get_mut(id) else { return };
-        if matches!(delivery.load, Load::Batch(_)) {
-            delivery.stage = Stage::Piping;
-            if let Some(piping) = self.piping.get_mut(&id) {
-                piping.ended = true;
-            }
-            return self.check_piping(id);
-        }
         for output in worked.unable {
             self.board.event(&Event::DeletionEnded { document: worked.about.document.clone(), output });
         }
         let partial = worked.partial.map(|loss| loss.to_string());
         delivery.stage = Stage::Sending { about: worked.about, sent: worked.records.len(), partial };
         let lane = delivery.lane;
-        self.outbox.push(Ticket::Delivery(id), worked.records);
+        self.deliveries.sent(lane, id);
+        self.outbox.push(id, worked.records);
         // Sends go out in this order, so the lane may go on.
         self.lanes.leave(lane, id);
     }
 
     fn attempt_failed(&mut self, id: DeliveryId, failed: Failed) {
-        self.piping.remove(&id);
         let retries = self.shop.plan.retries;
         let Some(delivery) = self.deliveries.get_mut(id) else { return };
-        let Failed { about, error, patient } = failed;
+        let Failed { about, error, patient, of_batch } = failed;
+        if of_batch {
+            // Nobody knows which of them it was: each is tried alone.
+            delivery.alone = true;
+            delivery.stage = Stage::Waiting;
+            let lane = delivery.lane;
+            self.lanes.wait(lane, id, None);
+            return self.board.error(&error.to_string());
+        }
         // Full storage is not the document's fault either: it waits for room.
         let patient = patient || (error.is_retryable() && error.is_storage_full());
         let wait = if patient {
@@ -141,11 +137,11 @@ impl Pump {
                 tracing::warn!(step = %self.shop.plan.id, document = about.document, %error, "skipped");
                 self.board.failed();
                 self.board.event(&Event::Skipped { document: about.document, error: error.to_string() });
-                self.first_is_settled(id);
+                self.is_settled(id);
             }
             // A step that asks for PAUSE does not open yet.
             OnExhausted::DeadLetter | OnExhausted::Pause => {
-                let Some(record) = delivery.load.first().cloned() else { return };
+                let record = delivery.record.clone();
                 let reason = Reason::new(error, delivery.attempts);
                 let source = Arc::clone(&delivery.source);
                 let task = task::bury(&self.shop, &self.board, id, record, source, reason.clone(), &self.signaller);
@@ -164,34 +160,47 @@ impl Pump {
         };
         let Some(letter) = letter else {
             // The task ended without its letter: begin again.
-            let Some(record) = delivery.load.first().cloned() else { return };
+            let record = delivery.record.clone();
             let source = Arc::clone(&delivery.source);
             let task = task::bury(&self.shop, &self.board, id, record, source, reason.clone(), &self.signaller);
             delivery.stage = Stage::Burying { task, about, reason };
             return;
         };
-        delivery.stage = Stage::SendingDeadLetter { about, reason };
-        let (lane, whole) = (delivery.lane, matches!(delivery.load, Load::Record(_)));
-        self.outbox.push(Ticket::Delivery(id), vec![letter]);
-        if whole {
-            self.lanes.leave(lane, id);
+        delivery.stage = Stage::Buried { letter: Box::new(letter), about, reason };
+        let lane = delivery.lane;
+        self.deliveries.hold(lane, id);
+        self.send_letters(lane);
+    }
+
+    /// Sends the dead letters of a lane that are made, each after all that was sent
+    /// before it and could become one: they lie in the order of their records.
+    pub(super) fn send_letters(&mut self, lane: LaneId) {
+        while let Some(id) = self.deliveries.next_letter(lane) {
+            self.deliveries.let_go(lane, id);
+            self.deliveries.arrived(lane, id);
+            let Some(delivery) = self.deliveries.get_mut(id) else { continue };
+            match std::mem::replace(&mut delivery.stage, Stage::Waiting) {
+                Stage::Buried { letter, about, reason } => {
+                    delivery.stage = Stage::SendingDeadLetter { about, reason };
+                    self.outbox.push(id, vec![*letter]);
+                    self.lanes.leave(lane, id);
+                }
+                other => delivery.stage = other,
+            }
         }
     }
 
     /// The log has acknowledged something, or has not.
-    pub(super) fn settled(&mut self, settled: Settled<Ticket>) {
+    pub(super) fn settled(&mut self, settled: Settled<DeliveryId>) {
         if let Err(error) = &settled.result
             && !error.is_retryable()
             && !is_of_the_record(error)
         {
             self.fatal = Some(Error::from(error.clone()).context("the producer cannot be used any more"));
         }
-        match settled.ticket {
-            Ticket::Delivery(id) => match settled.result {
-                Ok(_) => self.acknowledged(id),
-                Err(error) => self.refused(id, error),
-            },
-            Ticket::Pipe(id, reply) => self.piped(id, reply, settled.result),
+        match settled.result {
+            Ok(_) => self.acknowledged(settled.ticket),
+            Err(error) => self.refused(settled.ticket, error),
         }
     }
 
@@ -206,7 +215,7 @@ impl Pump {
                 }
                 let About { document, tombstone, .. } = about;
                 self.board.event(&Event::Done { document, sent, tombstone });
-                self.first_is_settled(id);
+                self.is_settled(id);
             }
             Stage::SendingDeadLetter { about, reason } => {
                 self.board.failed();
@@ -214,10 +223,10 @@ impl Pump {
                 tracing::warn!(step = %self.shop.plan.id, document = about.document, kind, error = message, "dead letter");
                 let About { document, version, .. } = about;
                 self.board.event(&Event::DeadLetter { document, version, kind: kind.to_owned(), error: message });
-                self.first_is_settled(id);
+                self.is_settled(id);
             }
-            stage @ (Stage::Waiting | Stage::Working(_) | Stage::Burying { .. } | Stage::Piping) => {
-                delivery.stage = stage
+            stage @ (Stage::Waiting | Stage::Working(_) | Stage::Burying { .. } | Stage::Buried { .. }) => {
+                delivery.stage = stage;
             }
         }
     }
@@ -236,79 +245,14 @@ impl Pump {
         self.restart(&source, &error);
     }
 
-    /// The record of a delivery, or the first of its batch, is done with. The rest
-    /// of a batch starts anew.
-    fn first_is_settled(&mut self, id: DeliveryId) {
+    /// A delivery is done with.
+    fn is_settled(&mut self, id: DeliveryId) {
         let Some(delivery) = self.deliveries.remove(id) else { return };
         self.lanes.leave(delivery.lane, id);
-        let Some(first) = delivery.load.first() else { return };
+        self.deliveries.arrived(delivery.lane, id);
+        self.send_letters(delivery.lane);
         if let Some(partition) = self.partitions.get_mut(&delivery.source) {
-            partition.settle(first.offset);
-        }
-        if let Load::Batch(batch) = &delivery.load
-            && batch.records.len() > 1
-        {
-            let rest = RecordBatch { source: batch.source.clone(), records: batch.records[1..].to_vec() };
-            let id = self.deliveries.next_id();
-            let load = Load::Batch(Arc::new(rest));
-            self.deliveries.insert(id, Delivery::new(delivery.source, load, delivery.lane));
-            self.lanes.push_front(delivery.lane, id);
-        }
-    }
-
-    fn pipe(&mut self, id: DeliveryId, records: Vec<OutgoingRecord>, reply: Reply) {
-        match self.piping.get_mut(&id).filter(|piping| !piping.ended) {
-            Some(piping) => {
-                piping.open += 1;
-                piping.records += records.len();
-                self.outbox.push(Ticket::Pipe(id, reply), records);
-            }
-            None => reply.send(Err(log::Error::Closed { what: "batch" })),
-        }
-    }
-
-    fn piped(&mut self, id: DeliveryId, reply: Reply, result: log::Result<Vec<Delivered>>) {
-        if let Some(piping) = self.piping.get_mut(&id) {
-            piping.open -= 1;
-            if let Err(error) = &result
-                && piping.failed.as_ref().is_none_or(is_of_the_record)
-            {
-                piping.failed = Some(error.clone());
-            }
-        }
-        reply.send(result);
-        self.check_piping(id);
-    }
-
-    /// A batch is done when its module has returned and all that it piped is
-    /// acknowledged.
-    fn check_piping(&mut self, id: DeliveryId) {
-        let Some(piping) = self.piping.get(&id).filter(|piping| piping.ended && piping.open == 0) else { return };
-        let (failed, sent) = (piping.failed.clone(), usize::from(piping.records > 0));
-        let Some(delivery) = self.deliveries.get(id) else { return };
-        match failed {
-            Some(error) if is_of_the_record(&error) => {
-                let about = delivery.load.first().map(About::of).unwrap_or_default();
-                self.attempt_failed(id, Failed { about, error: Error::permanent(error), patient: false });
-            }
-            Some(error) => {
-                let source = Arc::clone(&delivery.source);
-                self.lanes.leave(delivery.lane, id);
-                self.restart(&source, &error);
-            }
-            None => {
-                self.piping.remove(&id);
-                let Some(delivery) = self.deliveries.remove(id) else { return };
-                self.lanes.leave(delivery.lane, id);
-                for record in delivery.load.records() {
-                    self.board.done();
-                    let About { document, tombstone, .. } = About::of(record);
-                    self.board.event(&Event::Done { document, sent, tombstone });
-                    if let Some(partition) = self.partitions.get_mut(&delivery.source) {
-                        partition.settle(record.offset);
-                    }
-                }
-            }
+            partition.settle(delivery.record.offset);
         }
     }
 }

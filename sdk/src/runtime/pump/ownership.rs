@@ -6,7 +6,7 @@ use std::time::Duration;
 use pipedoc_transport::log::{self, AssignedPartition, Commit, Event as LogEvent, Revocation, Start, TopicPartition};
 use tokio::time::Instant;
 
-use super::{COMMIT_EVERY, COMMIT_WHEN_DRAINED, Pump};
+use super::{COMMIT_EVERY, COMMIT_WHEN_DRAINED, Committable, Pump};
 use crate::error::{Error, Result};
 use crate::event::Event;
 use crate::runtime::Order;
@@ -167,13 +167,18 @@ impl Pump {
             // What the consumer is about to hand out is of the time before.
             self.next = None;
             let seek = self.consumer.seek(&source, Start::At(offset));
-            match tokio::time::timeout(SEEK_TIMEOUT, seek).await {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => return Err(Error::from(error).context(format!("going back in {source} failed"))),
-                Err(_) => return Err(Error::retryable(format!("going back in {source} took too long"))),
-            }
-            if let Some(partition) = self.partitions.get_mut(&source) {
-                partition.restart_at = None;
+            let error = match tokio::time::timeout(SEEK_TIMEOUT, seek).await {
+                Ok(Ok(())) => None,
+                Ok(Err(error)) => Some(Error::from(error).context(format!("going back in {source} failed"))),
+                Err(_) => Some(Error::retryable(format!("going back in {source} took too long"))),
+            };
+            let Some(partition) = self.partitions.get_mut(&source) else { continue };
+            match error {
+                None => partition.went_back(),
+                // The partition may have been lost, of which the consumer tells when it
+                // is asked: only one that cannot be read on by any means needs new clients.
+                Some(error) if partition.cannot_go_back(now) => return Err(error),
+                Some(error) => tracing::debug!(%error, "going back is tried again"),
             }
         }
         Ok(())
@@ -190,6 +195,11 @@ impl Pump {
                 continue;
             }
             let hurry = partition.window.is_drained() && !self.commit_failed;
+            if partition.window.is_new() && !self.commit_failed {
+                // Where reading begins is written down at once: an owner that asks
+                // anew might begin elsewhere.
+                return Some(self.last_commit);
+            }
             let wait = if hurry { COMMIT_WHEN_DRAINED } else { COMMIT_EVERY };
             let at = self.last_commit + wait;
             due = Some(due.map_or(at, |due: Instant| due.min(at)));
@@ -207,7 +217,7 @@ impl Pump {
 
     /// Commits the watermarks of these partitions, or of all.
     fn commit_now(&mut self, only: Option<&[TopicPartition]>) {
-        let commits: Vec<(Commit, u64)> = self
+        let commits: Vec<Committable> = self
             .partitions
             .iter()
             .filter(|partition| match only {
@@ -217,9 +227,10 @@ impl Pump {
                 None => !(partition.revoking && self.commit_failed),
             })
             .filter_map(|partition| {
-                let offset = partition.window.uncommitted()?;
+                let mark = partition.window.uncommitted()?;
                 let source = partition.source.as_ref().clone();
-                Some((Commit { source, offset, metadata: String::new() }, partition.number))
+                let commit = Commit { source, offset: mark.offset, metadata: partition.window.metadata() };
+                Some(Committable { commit, mark, number: partition.number })
             })
             .collect();
         self.last_commit = Instant::now();
@@ -228,21 +239,21 @@ impl Pump {
         }
         let consumer = Arc::clone(&self.consumer);
         self.commit = Some(Box::pin(async move {
-            let plain = commits.iter().map(|(commit, _)| commit.clone()).collect();
+            let plain = commits.iter().map(|committable| committable.commit.clone()).collect();
             let result = consumer.commit(plain).await;
             (commits, result)
         }));
     }
 
-    pub(super) fn committed(&mut self, commits: Vec<(Commit, u64)>, result: log::Result<()>) {
+    pub(super) fn committed(&mut self, commits: Vec<Committable>, result: log::Result<()>) {
         self.commit_failed = result.is_err();
         match result {
             Ok(()) => {
-                for (commit, number) in commits {
+                for Committable { commit, mark, number } in commits {
                     if let Some(partition) = self.partitions.get_mut(&commit.source)
                         && partition.number == number
                     {
-                        partition.window.committed(commit.offset);
+                        partition.window.committed(mark);
                     }
                 }
             }

@@ -2,14 +2,12 @@
 
 use std::sync::Arc;
 
-use pipedoc_transport::log::{OutgoingRecord, Record, RecordBatch, TopicPartition};
+use pipedoc_transport::log::{OutgoingRecord, Record, TopicPartition};
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::task::AbortHandle;
 
-use crate::factory::WorksOnRecords;
 use crate::runtime::dead_letter::{self, Reason};
 use crate::runtime::lanes::DeliveryId;
-use crate::runtime::records::{self, Reply};
 use crate::runtime::retry;
 use crate::runtime::status::Board;
 use crate::runtime::work::{Failed, Job, Worked, Workshop};
@@ -22,8 +20,6 @@ pub(crate) enum Signal {
     Worked(Vec<DeliveryId>, Option<Vec<Result<Worked, Failed>>>),
     /// A dead letter is made; not, when the task was dropped.
     Buried(DeliveryId, Option<OutgoingRecord>),
-    /// A record module pipes something on.
-    Pipe(DeliveryId, Vec<OutgoingRecord>, Reply),
 }
 
 /// Sends its signal when it is dropped, whatever ends the task.
@@ -68,25 +64,6 @@ pub(super) fn work(
         };
         drop(shop);
         promise.keep(Signal::Worked(ids, Some(results)));
-    });
-    task.abort_handle()
-}
-
-/// Hands a batch to a record module.
-pub(super) fn records(
-    shop: &Arc<Workshop>,
-    program: &Arc<dyn WorksOnRecords>,
-    batch: &Arc<RecordBatch>,
-    id: DeliveryId,
-    attempt: u32,
-    signaller: &UnboundedSender<Signal>,
-) -> AbortHandle {
-    let (shop, program, batch) = (Arc::clone(shop), Arc::clone(program), Arc::clone(batch));
-    let promise = Promise::new(signaller, Signal::Worked(vec![id], None));
-    let signaller = signaller.clone();
-    let task = tokio::spawn(async move {
-        let result = records::work(shop, program, &batch, id, attempt, signaller).await;
-        promise.keep(Signal::Worked(vec![id], Some(vec![result])));
     });
     task.abort_handle()
 }
