@@ -4,6 +4,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::Context;
+use pipedoc_engine::store::Candidate;
 use pipedoc_engine::store::folder::FolderStore;
 use pipedoc_engine::{Engine, EngineConfig};
 use pipedoc_model::names::ClusterName;
@@ -34,6 +35,7 @@ pub async fn main(args: EngineArgs) -> anyhow::Result<ExitCode> {
         store: Arc::new(store),
         log,
         objects: Arc::new(objects),
+        candidate: Candidate::new(address.to_string()),
         variables: args.variables.into_iter().collect(),
     });
     tracing::info!(%cluster, %address, pipelines = %args.pipelines.display(), "the engine serves");

@@ -12,7 +12,7 @@ use pipedoc_model::step::ControlState;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::store::{Error, Expected, Key, Result, Store, Version};
+use crate::store::{Error, Expected, Key, Lease, Result, Store, Value, Version};
 
 /// So many revisions of a pipeline are kept.
 pub const KEPT_REVISIONS: usize = 50;
@@ -152,14 +152,18 @@ impl Catalog {
         Ok(Some(CurrentHead { head: read(&key, &value.text)?, version: value.version }))
     }
 
-    /// Puts a head in the place of `current`.
+    /// Puts a head in the place of `current`. A leader's write carries its lease.
     ///
     /// # Errors
-    /// [`Error::Conflict`] when the head is another one by now.
-    pub async fn set_head(&self, current: Option<&CurrentHead>, next: &Head) -> Result<()> {
+    /// [`Error::Conflict`] when the head is another one by now, [`Error::NotLeading`]
+    /// when the lease is over.
+    pub async fn set_head(&self, current: Option<&CurrentHead>, next: &Head, lease: Option<&Lease>) -> Result<()> {
         debug_assert!(next.generation > current.map_or(Generation(0), |current| current.head.generation));
         let expected = current.map_or(Expected::Absent, |current| Expected::Is(current.version));
-        self.0.put(&head_key(), &write(&head_key(), next)?, expected).await.map(drop)
+        if current.is_none() {
+            self.0.make_inbox().await?;
+        }
+        self.0.put(&head_key(), &write(&head_key(), next)?, expected, lease).await.map(drop)
     }
 
     /// Writes a revision and gives its number; the newest one's when that says the
@@ -174,7 +178,7 @@ impl Catalog {
         let numbers = self.numbers(Kind::Revision, pipeline.as_str()).await?;
         let old = numbers.len().saturating_sub(KEPT_REVISIONS);
         for number in &numbers[..old] {
-            self.0.remove(&numbered(Kind::Revision, pipeline.as_str(), *number)).await?;
+            self.0.remove(&numbered(Kind::Revision, pipeline.as_str(), *number), None).await?;
         }
         Ok(number)
     }
@@ -249,31 +253,26 @@ impl Catalog {
     /// # Errors
     /// When the store cannot be read.
     pub async fn notes(&self) -> Result<BTreeMap<String, Note>> {
-        let mut notes = BTreeMap::new();
-        for name in self.0.list(&Key::new(&["notes"])).await? {
-            let key = note_key(&name);
-            if let Some(value) = self.0.get(&key).await? {
-                notes.insert(name, read(&key, &value.text)?);
-            }
-        }
-        Ok(notes)
+        let values = self.0.read_all(&Key::new(&["notes"])).await?;
+        let note = |(name, value): (String, Value)| Ok((name.clone(), read(&note_key(&name), &value.text)?));
+        values.into_iter().map(note).collect()
     }
 
     /// Writes a note on an entry of the inbox.
     ///
     /// # Errors
     /// When the store cannot be written.
-    pub async fn set_note(&self, entry: &str, note: &Note) -> Result<()> {
+    pub async fn set_note(&self, entry: &str, note: &Note, lease: &Lease) -> Result<()> {
         let key = note_key(entry);
-        self.0.put(&key, &write(&key, note)?, Expected::Anything).await.map(drop)
+        self.0.put(&key, &write(&key, note)?, Expected::Anything, Some(lease)).await.map(drop)
     }
 
     /// Removes a note.
     ///
     /// # Errors
     /// When the store cannot be written.
-    pub async fn remove_note(&self, entry: &str) -> Result<()> {
-        self.0.remove(&note_key(entry)).await
+    pub async fn remove_note(&self, entry: &str, lease: &Lease) -> Result<()> {
+        self.0.remove(&note_key(entry), Some(lease)).await
     }
 
     async fn add<T: Serialize + DeserializeOwned>(
@@ -292,7 +291,7 @@ impl Catalog {
             }
             let number = newest.unwrap_or(0) + 1;
             let key = numbered(kind, name, number);
-            match self.0.put(&key, &write(&key, value)?, Expected::Absent).await {
+            match self.0.put(&key, &write(&key, value)?, Expected::Absent, None).await {
                 Ok(_) => return Ok(number),
                 // Another engine was first with this number.
                 Err(Error::Conflict { .. }) => {}

@@ -4,11 +4,12 @@
 //! check-and-set; whoever was slower looks again. Texts and registrations are
 //! written before the head that names them.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use pipedoc_model::names::{ClusterName, Generation, PipelineName};
+use pipedoc_model::names::{ClusterName, Generation, ModuleName, PipelineName};
 use pipedoc_model::pipeline;
 use pipedoc_model::plan::{Controls, plan};
 use pipedoc_model::problem::{Problem, Problems};
@@ -17,7 +18,7 @@ use pipedoc_transport::log::Log;
 
 use crate::catalog::{Catalog, CurrentHead, Head, Revision};
 use crate::snapshot::Reader;
-use crate::store::{self, Error};
+use crate::store::{self, Error, Lease};
 use crate::topics;
 
 /// Changes the head.
@@ -28,6 +29,9 @@ pub(crate) struct Editor {
     /// Highest generation that any instance reported; a new head is above it, so
     /// that instances which remember a lost one take what comes now.
     reported: Mutex<Generation>,
+    /// What modules said of themselves here; a head made anew knows them, also when
+    /// the store has lost them.
+    registered: Mutex<BTreeMap<ModuleName, ModuleInfo>>,
 }
 
 /// A text somebody wants to be a pipeline's newest revision.
@@ -65,7 +69,7 @@ impl From<Error> for NotApplied {
 
 impl Editor {
     pub(crate) fn new(cluster: ClusterName, catalog: Catalog, log: Arc<dyn Log>) -> Self {
-        Self { cluster, catalog, log, reported: Mutex::new(Generation(0)) }
+        Self { cluster, catalog, log, reported: Mutex::new(Generation(0)), registered: Mutex::default() }
     }
 
     /// Notes the generation that an instance reported; tells whether it is news.
@@ -85,8 +89,17 @@ impl Editor {
     async fn next(&self, current: Option<&CurrentHead>) -> store::Result<Head> {
         let mut next = match current {
             Some(current) => current.head.clone(),
-            // Modules that registered while there was no head.
-            None => Head { modules: self.catalog.newest_modules().await?, ..Head::default() },
+            // Modules that registered while there was no head, or before one was lost.
+            None => {
+                let mut modules = self.catalog.newest_modules().await?;
+                let known = self.registered.lock().clone();
+                for (name, info) in known {
+                    if let Entry::Vacant(lost) = modules.entry(name) {
+                        lost.insert(self.catalog.add_module(&info).await?);
+                    }
+                }
+                Head { modules, ..Head::default() }
+            }
         };
         next.generation = Generation(next.generation.max(self.reported()).0 + 1);
         Ok(next)
@@ -117,7 +130,7 @@ impl Editor {
             };
             let mut next = self.next(current.as_ref()).await?;
             next.pipelines.insert(name.clone(), number);
-            match self.catalog.set_head(current.as_ref(), &next).await {
+            match self.catalog.set_head(current.as_ref(), &next, None).await {
                 Ok(()) => {
                     tracing::info!(pipeline = %name, revision = number, generation = %next.generation, "applied");
                     let warnings = parsed.warnings;
@@ -132,12 +145,13 @@ impl Editor {
     /// Makes revisions of texts that were validated against `current`, removes
     /// pipelines, and gives the revisions' numbers.
     ///
-    /// Fails with a conflict when the head is another one by now.
+    /// A leader's duty. Fails with a conflict when the head is another one by now.
     pub(crate) async fn take(
         &self,
         current: Option<&CurrentHead>,
         takes: &[(PipelineName, &Revision)],
         removals: &BTreeSet<PipelineName>,
+        lease: &Lease,
     ) -> store::Result<Vec<u64>> {
         let mut next = self.next(current).await?;
         let mut numbers = Vec::with_capacity(takes.len());
@@ -150,7 +164,7 @@ impl Editor {
             next.pipelines.insert(name.clone(), number);
             numbers.push(number);
         }
-        self.catalog.set_head(current, &next).await?;
+        self.catalog.set_head(current, &next, Some(lease)).await?;
         for ((pipeline, revision), number) in takes.iter().zip(&numbers) {
             tracing::info!(%pipeline, revision = number, file = revision.file, generation = %next.generation, "taken from the inbox");
         }
@@ -160,17 +174,18 @@ impl Editor {
         Ok(numbers)
     }
 
-    /// Makes a head above what instances remember of an earlier one.
-    pub(crate) async fn raise(&self, current: &CurrentHead) -> store::Result<()> {
+    /// Makes a head above what instances remember of an earlier one. A leader's duty.
+    pub(crate) async fn raise(&self, current: &CurrentHead, lease: &Lease) -> store::Result<()> {
         let next = self.next(Some(current)).await?;
         tracing::warn!(from = %current.head.generation, to = %next.generation,
             "instances remember a newer generation than the store; going on above it");
-        self.catalog.set_head(Some(current), &next).await
+        self.catalog.set_head(Some(current), &next, Some(lease)).await
     }
 
     /// Takes a module's registration in when it is new or another one. Older
     /// versions than the known one change nothing. Tells whether anything did.
     pub(crate) async fn register(&self, info: &ModuleInfo) -> store::Result<bool> {
+        self.registered.lock().insert(info.module.clone(), info.clone());
         let mut written = None;
         loop {
             let current = self.catalog.head().await?;
@@ -198,7 +213,7 @@ impl Editor {
             };
             let mut next = self.next(Some(&current)).await?;
             next.modules.insert(info.module.clone(), number);
-            match self.catalog.set_head(Some(&current), &next).await {
+            match self.catalog.set_head(Some(&current), &next, None).await {
                 Ok(()) => {
                     tracing::info!(module = %info.module, version = info.version, generation = %next.generation, "registered");
                     return Ok(true);

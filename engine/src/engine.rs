@@ -25,7 +25,7 @@ use crate::intake::Intake;
 use crate::reconcile::{self, Reconciler};
 use crate::sessions::Sessions;
 use crate::status;
-use crate::store::Store;
+use crate::store::{Candidate, Leadership, Store};
 use crate::view::View;
 
 /// How long an apply waits for the plan that follows from it, and a call to an
@@ -46,6 +46,8 @@ pub struct EngineConfig {
     /// Where large payloads of submitted documents go; the modules must reach the
     /// same stores.
     pub objects: Arc<Objects>,
+    /// This engine, as others see it.
+    pub candidate: Candidate,
     /// Values of variables for pipelines that are new in the inbox; those that a
     /// pipeline has already win. Default: none.
     pub variables: BTreeMap<String, String>,
@@ -74,6 +76,7 @@ struct Inner {
     intake: Intake,
     sessions: Sessions,
     view: watch::Receiver<Arc<View>>,
+    leadership: watch::Receiver<Leadership>,
     nudge: Arc<Notify>,
     _reconciling: AbortOnDropHandle<()>,
 }
@@ -82,7 +85,8 @@ impl Engine {
     /// Makes an engine and begins to reconcile. Must be called within a runtime.
     #[must_use]
     pub fn new(config: EngineConfig) -> Self {
-        let EngineConfig { cluster, store, log, objects, variables } = config;
+        let EngineConfig { cluster, store, log, objects, candidate, variables } = config;
+        let leadership = store.campaign(candidate);
         let catalog = Catalog::new(store);
         let editor = Arc::new(Editor::new(cluster.clone(), catalog.clone(), Arc::clone(&log)));
         let nudge = Arc::new(Notify::new());
@@ -92,6 +96,7 @@ impl Engine {
             Arc::clone(&log),
             Arc::clone(&editor),
             variables,
+            leadership.clone(),
             Arc::clone(&nudge),
         );
         let view = reconciler.view();
@@ -104,6 +109,7 @@ impl Engine {
             editor,
             sessions: Sessions::default(),
             view,
+            leadership,
             nudge,
             _reconciling: reconciling,
         }))
@@ -126,10 +132,13 @@ impl Engine {
             shutdown.cancelled().await;
             tokio::time::sleep(STOP_GRACE).await;
         };
-        tokio::select! {
-            ended = server => Ok(ended?),
+        let served = tokio::select! {
+            ended = server => ended.map_err(ServeError::from),
             () = too_long => Ok(()),
-        }
+        };
+        // Another engine leads at once, and nobody looks for us here.
+        self.0.catalog.store().close().await;
+        served
     }
 
     /// Makes a text its pipeline's newest revision, or says everything against it.
@@ -251,6 +260,12 @@ impl Engine {
     #[must_use]
     pub fn view(&self) -> watch::Receiver<Arc<View>> {
         self.0.view.clone()
+    }
+
+    /// Whether it leads the engines that share its store, as that changes.
+    #[must_use]
+    pub fn leadership(&self) -> watch::Receiver<Leadership> {
+        self.0.leadership.clone()
     }
 
     /// The installation it belongs to.

@@ -13,6 +13,7 @@
 mod assignment;
 pub mod catalog;
 mod clock;
+pub mod consul;
 mod editor;
 mod engine;
 pub mod error;

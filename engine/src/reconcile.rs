@@ -5,8 +5,9 @@
 //! ```
 //!
 //! Runs when something may have changed and every few seconds, and looks at all
-//! there is, never at what the event said. Several engines may do it side by side
-//! on one store: every write is a check-and-set or one that may be repeated.
+//! there is, never at what the event said. Several engines do it side by side on
+//! one store. All plan, ensure the topics (which may be repeated) and publish; only
+//! the leader takes the inbox in, and its writes carry its lease.
 //! Whatever goes wrong leaves the last view in place, with the problem in it.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -28,13 +29,11 @@ use crate::clock;
 use crate::editor::Editor;
 use crate::inbox::{Review, Reviewer};
 use crate::snapshot::{Facts, Reader, Snapshot};
-use crate::store;
+use crate::store::{self, Leadership, Lease};
 use crate::topics;
 use crate::view::{PipelineView, ReadyStep, View};
 use pipedoc_model::problem::chain;
 
-/// How often all is looked at though nothing was heard.
-const EVERY: Duration = Duration::from_secs(5);
 /// How soon after something went wrong.
 const AGAIN: Duration = Duration::from_secs(1);
 /// How long changes are gathered, so that a burst is looked at once.
@@ -50,6 +49,8 @@ pub(crate) struct Reconciler {
     log: Arc<dyn Log>,
     editor: Arc<Editor>,
     variables: BTreeMap<String, String>,
+    /// Whether this engine leads: followers look at the inbox, but leave it alone.
+    leadership: watch::Receiver<Leadership>,
     view: watch::Sender<Arc<View>>,
     nudge: Arc<Notify>,
     reader: Reader,
@@ -89,6 +90,7 @@ impl Reconciler {
         log: Arc<dyn Log>,
         editor: Arc<Editor>,
         variables: BTreeMap<String, String>,
+        leadership: watch::Receiver<Leadership>,
         nudge: Arc<Notify>,
     ) -> Self {
         Self {
@@ -98,6 +100,7 @@ impl Reconciler {
             log,
             editor,
             variables,
+            leadership,
             view: watch::Sender::new(Arc::default()),
             nudge,
             reviewer: Reviewer::default(),
@@ -114,16 +117,16 @@ impl Reconciler {
     /// Reconciles until `shutdown`.
     pub(crate) async fn run(mut self, shutdown: CancellationToken) {
         let mut changes = self.catalog.store().changes();
+        let mut leadership = self.leadership.clone();
         loop {
             // What changes from here on is looked at in the next pass.
             changes.mark_unchanged();
+            leadership.mark_unchanged();
             let again = self.pass().await;
             let heard = async {
                 tokio::select! {
-                    heard = changes.changed() => if heard.is_err() {
-                        // The store does not tell; the timer remains.
-                        std::future::pending::<()>().await;
-                    },
+                    () = change_of(&mut changes) => {}
+                    () = change_of(&mut leadership) => {}
                     () = self.nudge.notified() => {}
                     () = tokio::time::sleep_until(again.into()) => return,
                 }
@@ -145,6 +148,8 @@ impl Reconciler {
             }
             // Another engine was faster: look at what it did.
             Err(Error::Store(store::Error::Conflict { .. })) => return Instant::now() + GATHER,
+            // Another one leads, which will be heard of.
+            Err(Error::Store(store::Error::NotLeading { .. })) => return Instant::now() + AGAIN,
             Err(Error::Text(Problems(problems))) => Outcome { problems, again: Instant::now() + AGAIN },
             Err(error) => {
                 let problem = Problem { message: chain(&error), ..Problem::default() };
@@ -167,23 +172,44 @@ impl Reconciler {
     }
 
     async fn look(&mut self) -> Result<Outcome, Error> {
+        let lease = self.leadership.borrow().lease().cloned();
         let mut snapshot = self.reader.snapshot().await?;
         let store = self.catalog.store();
+        if snapshot.current.is_none() && matches!(snapshot.inbox, Err(store::Error::InboxMissing { .. })) {
+            // A store that nobody has used yet.
+            snapshot.inbox = Ok(Vec::new());
+        }
         let review =
             self.reviewer.review(&snapshot, |name| store.inbox_name(name), &self.variables, clock::now_millis());
         let again = review.look_again;
-        let (mut problems, changed) = self.carry_out(review, &snapshot).await?;
-        if changed {
-            snapshot = self.reader.snapshot().await?;
-        }
-        let soon = Instant::now() + EVERY;
+        let mut problems = match &lease {
+            Some(lease) => {
+                let (problems, changed) = self.carry_out(review, &snapshot, lease).await?;
+                if changed {
+                    snapshot = self.reader.snapshot().await?;
+                }
+                problems
+            }
+            None => review.problems,
+        };
+        let soon = Instant::now() + self.catalog.store().look_every();
         let mut outcome = Outcome { problems: Vec::new(), again: again.map_or(soon, |again| again.min(soon)) };
         let Some(current) = &snapshot.current else {
+            let remembered = self.editor.reported();
+            if remembered > Generation(0) {
+                let message = format!(
+                    "{} has no head, but instances run generation {remembered}: what runs goes on; restore the store, or apply the pipelines again",
+                    self.catalog.store().describe()
+                );
+                problems.push(Problem { message, ..Problem::default() });
+            }
             outcome.problems = problems;
             return Ok(outcome);
         };
-        if self.editor.reported() > current.head.generation {
-            self.editor.raise(current).await?;
+        if let Some(lease) = &lease
+            && self.editor.reported() > current.head.generation
+        {
+            self.editor.raise(current, lease).await?;
             return Err(store::Error::Conflict { key: store::Key::new(&["head"]) }.into());
         }
         if self.judged.as_ref().is_none_or(|(facts, _)| *facts != snapshot.facts) {
@@ -206,7 +232,12 @@ impl Reconciler {
     }
 
     /// Does what a review says; gives the problems, and whether the head changed.
-    async fn carry_out(&self, review: Review, snapshot: &Snapshot) -> Result<(Vec<Problem>, bool), Error> {
+    async fn carry_out(
+        &self,
+        review: Review,
+        snapshot: &Snapshot,
+        lease: &Lease,
+    ) -> Result<(Vec<Problem>, bool), Error> {
         let Review { takes, removals, mut notes, forgotten, rewrites, mut problems, look_again: _ } = review;
         let mut good = Vec::new();
         for (entry, name, revision) in &takes {
@@ -225,7 +256,7 @@ impl Reconciler {
         let changed = !good.is_empty() || !removals.is_empty();
         if changed {
             let texts: Vec<_> = good.iter().map(|(_, name, revision)| ((*name).clone(), *revision)).collect();
-            let numbers = self.editor.take(snapshot.current.as_ref(), &texts, &removals).await?;
+            let numbers = self.editor.take(snapshot.current.as_ref(), &texts, &removals, lease).await?;
             for ((entry, name, revision), number) in good.into_iter().zip(numbers) {
                 let hash = revision.hash.clone();
                 let note = Note { hash, pipeline: Some(name.clone()), taken: true, revision: number };
@@ -234,22 +265,24 @@ impl Reconciler {
         }
         for (entry, name) in rewrites {
             let Some((number, revision)) = snapshot.facts.revisions.get(&name) else { continue };
-            match self.catalog.store().write_inbox(&entry, &revision.text).await {
+            match self.catalog.store().write_inbox(&entry, &revision.text, snapshot.entry_text(&entry)).await {
                 Ok(()) => {
                     let note =
                         Note { hash: revision.hash.clone(), pipeline: Some(name), taken: true, revision: *number };
                     notes.insert(entry, note);
                 }
+                // Edited meanwhile: the next look takes that in.
+                Err(store::Error::Conflict { .. }) => {}
                 Err(error) => problems.push(Problem { message: chain(&error), ..Problem::default() }),
             }
         }
         for (entry, note) in &notes {
             if snapshot.notes.get(entry) != Some(note) {
-                self.catalog.set_note(entry, note).await?;
+                self.catalog.set_note(entry, note, lease).await?;
             }
         }
         for entry in &forgotten {
-            self.catalog.remove_note(entry).await?;
+            self.catalog.remove_note(entry, lease).await?;
         }
         Ok((problems, changed))
     }
@@ -316,6 +349,14 @@ impl Reconciler {
             news
         });
         Ok(())
+    }
+}
+
+/// Returns at the next change; never, when nobody tells of changes any more: the
+/// timer remains.
+async fn change_of<T>(watched: &mut watch::Receiver<T>) {
+    if watched.changed().await.is_err() {
+        std::future::pending::<()>().await;
     }
 }
 

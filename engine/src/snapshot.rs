@@ -23,6 +23,14 @@ pub(crate) struct Snapshot {
     pub(crate) inbox: store::Result<Vec<InboxEntry>>,
 }
 
+impl Snapshot {
+    /// Text of an entry of the inbox.
+    pub(crate) fn entry_text(&self, name: &str) -> Option<&str> {
+        let entry = self.inbox.as_ref().ok()?.iter().find(|entry| entry.name == name)?;
+        entry.text.as_deref().ok()
+    }
+}
+
 /// What a head refers to.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct Facts {

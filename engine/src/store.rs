@@ -2,7 +2,7 @@
 //!
 //! Small keys with values that are changed by check-and-set, a way to hear of
 //! changes, and an inbox of pipeline texts that people edit. That is what a
-//! folder with an SQLite file can do, and what Consul can do; `tests/engine/suite.rs`
+//! folder with an SQLite file can do, and what Consul can do; `conformance.rs`
 //! holds what every store must pass. What the keys mean is the business of
 //! [`crate::catalog`].
 //!
@@ -12,11 +12,14 @@
 //! controls/<pipeline>/<n>  immutable wishes           notes/<entry>         what became of an inbox entry
 //! ```
 
+#[cfg(feature = "conformance")]
+pub mod conformance;
 pub mod folder;
 
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::sync::watch;
@@ -45,6 +48,53 @@ pub enum Error {
         /// What is wrong with it.
         #[source]
         source: Cause,
+    },
+    /// Another engine leads by now: the write was not made.
+    #[error("{key} was not written: this engine leads no more")]
+    NotLeading {
+        /// The key.
+        key: Key,
+    },
+    /// A value is longer than the store can hold.
+    #[error(
+        "{key} is {size} bytes long; the store holds at most {limit} in a value: split the pipeline in two, or shorten it"
+    )]
+    TooLarge {
+        /// The key.
+        key: Key,
+        /// Its size, in bytes.
+        size: usize,
+        /// The most there may be, in bytes.
+        limit: usize,
+    },
+    /// The store does not answer.
+    #[error("the configuration store at {address} does not answer{}; what runs goes on", lasting(*.away))]
+    Unreachable {
+        /// Where it should be.
+        address: String,
+        /// How long it has been so; none: since now.
+        away: Option<Duration>,
+        /// The cause.
+        #[source]
+        source: Cause,
+    },
+    /// The store lets others do that, but not us.
+    #[error("{operation} {target} is not allowed ({message}); the token needs {right}")]
+    Denied {
+        /// What was tried.
+        operation: &'static str,
+        /// Where.
+        target: String,
+        /// What is missing.
+        right: String,
+        /// What the store said.
+        message: String,
+    },
+    /// The inbox is not there. Nothing is concluded from that.
+    #[error("{place} is missing; what runs goes on, and nothing is removed: restore it, or apply the pipelines again")]
+    InboxMissing {
+        /// Where it should be.
+        place: String,
     },
     /// The inbox as a whole cannot be read. Nothing is concluded from that.
     #[error("pipeline folder {} cannot be read; what runs goes on", path.display())]
@@ -121,13 +171,65 @@ impl Error {
     #[must_use]
     pub fn is_retryable(&self) -> bool {
         match self {
-            Self::Conflict { .. } | Self::Inbox { .. } => true,
+            Self::Conflict { .. }
+            | Self::NotLeading { .. }
+            | Self::Unreachable { .. }
+            | Self::InboxMissing { .. }
+            | Self::Inbox { .. } => true,
             Self::File { problem, .. } => matches!(problem, FileProblem::Full | FileProblem::Locked),
             Self::Backend { retryable, .. } => *retryable,
-            Self::Unreadable { .. } | Self::InboxEntry { .. } => false,
+            Self::Unreadable { .. } | Self::InboxEntry { .. } | Self::TooLarge { .. } | Self::Denied { .. } => false,
         }
     }
 }
+
+fn lasting(away: Option<Duration>) -> String {
+    match away {
+        Some(away) if away >= Duration::from_secs(1) => format!(" for {} s", away.as_secs()),
+        _ => String::new(),
+    }
+}
+
+/// An engine as it stands for leadership.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Candidate {
+    /// Name of the process, unlike any other's.
+    pub name: String,
+    /// Where it serves, `HOST:PORT`, as others reach it.
+    pub address: String,
+}
+
+impl Candidate {
+    /// A candidate with a random name.
+    #[must_use]
+    pub fn new(address: impl Into<String>) -> Self {
+        Self { name: uuid::Uuid::new_v4().to_string(), address: address.into() }
+    }
+}
+
+/// Whether this engine leads those that share its store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Leadership {
+    /// It leads; its writes carry the lease.
+    Leads(Lease),
+    /// Another one does, by its address, or none that is known.
+    Follows(Option<String>),
+}
+
+impl Leadership {
+    /// The lease of an engine that leads.
+    #[must_use]
+    pub fn lease(&self) -> Option<&Lease> {
+        match self {
+            Self::Leads(lease) => Some(lease),
+            Self::Follows(_) => None,
+        }
+    }
+}
+
+/// Proof of leading, checked by the store with every write that carries it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lease(pub(crate) String);
 
 /// Name of a value: parts joined by `/`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -199,21 +301,32 @@ pub trait Store: Send + Sync + 'static {
     async fn get(&self, key: &Key) -> Result<Option<Value>>;
 
     /// Writes a value of at most 512 KiB and gives its new version.
-    /// [`Error::Conflict`] when it is not what was expected; then nothing is written.
-    async fn put(&self, key: &Key, text: &str, expected: Expected) -> Result<Version>;
+    /// [`Error::Conflict`] when it is not what was expected, [`Error::NotLeading`]
+    /// when a lease is given that is over; then nothing is written.
+    async fn put(&self, key: &Key, text: &str, expected: Expected, lease: Option<&Lease>) -> Result<Version>;
 
-    /// Removes a value. Missing is no error.
-    async fn remove(&self, key: &Key) -> Result<()>;
+    /// Removes a value. Missing is no error. A lease as in [`Store::put`].
+    async fn remove(&self, key: &Key, lease: Option<&Lease>) -> Result<()>;
 
     /// Keys that begin with `prefix` and `/`, without that, sorted.
     async fn list(&self, prefix: &Key) -> Result<Vec<String>>;
+
+    /// Values whose keys begin with `prefix` and `/`, by the rest of the key, sorted.
+    async fn read_all(&self, prefix: &Key) -> Result<Vec<(String, Value)>>;
 
     /// All entries of the inbox, by name. An inbox that is missing or cannot be
     /// read is [`Error::Inbox`], which is not the same as an empty one.
     async fn inbox(&self) -> Result<Vec<InboxEntry>>;
 
-    /// Writes an entry of the inbox, whole or not at all.
-    async fn write_inbox(&self, name: &str, text: &str) -> Result<()>;
+    /// Makes the inbox where a store needs that; called before the first head.
+    async fn make_inbox(&self) -> Result<()> {
+        Ok(())
+    }
+
+    /// Writes an entry of the inbox, whole or not at all, in the place of the text
+    /// `replaces`; none: of no entry. [`Error::Conflict`] when another is there:
+    /// somebody has edited it.
+    async fn write_inbox(&self, name: &str, text: &str, replaces: Option<&str>) -> Result<()>;
 
     /// Name of the entry that a pipeline gets when it has none yet.
     fn inbox_name(&self, pipeline: &str) -> String;
@@ -221,4 +334,19 @@ pub trait Store: Send + Sync + 'static {
     /// Changes whenever the head or the inbox may have changed, also by other
     /// processes. It may miss one when machines break; so look also now and then.
     fn changes(&self) -> watch::Receiver<u64>;
+
+    /// How often to look though nothing was heard. Default: 5 s.
+    fn look_every(&self) -> Duration {
+        Duration::from_secs(5)
+    }
+
+    /// Stands for leadership, and tells how that goes until the store is closed.
+    /// Where only one machine's engines share the store, each may lead: every write
+    /// is a check-and-set or may be repeated.
+    fn campaign(&self, candidate: Candidate) -> watch::Receiver<Leadership> {
+        watch::channel(Leadership::Leads(Lease(candidate.name))).1
+    }
+
+    /// Gives back what the engine holds, such as its leadership, within seconds.
+    async fn close(&self) {}
 }

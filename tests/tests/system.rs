@@ -7,6 +7,7 @@
 mod system {
     mod bed;
     mod conformance;
+    mod consul_store;
     mod kafka_log;
     mod processes;
     mod run;

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use pipedoc_engine::store::Candidate;
 use pipedoc_engine::store::folder::FolderStore;
 use pipedoc_engine::{Engine, EngineConfig};
 use pipedoc_model::names::{ClusterName, Topic};
@@ -68,6 +69,7 @@ impl Bed {
             store: Arc::new(store),
             log: Arc::new(self.log.clone()),
             objects: Arc::new(Objects::local(&self.data().join("objects")).unwrap()),
+            candidate: Candidate::new(""),
             variables: variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect(),
         });
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

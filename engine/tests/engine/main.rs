@@ -11,4 +11,3 @@ mod intake;
 mod several;
 mod status;
 mod store;
-mod suite;

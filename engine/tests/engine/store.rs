@@ -6,7 +6,7 @@ use pipedoc_engine::store::folder::FolderStore;
 use pipedoc_engine::store::{Error, Expected, FileProblem, Key, Store};
 use pipedoc_model::names::ClusterName;
 
-use crate::suite;
+use pipedoc_engine::store::conformance as suite;
 
 async fn open(place: &std::path::Path, cluster: &str) -> Result<FolderStore, Error> {
     FolderStore::open(ClusterName::new(cluster).unwrap(), place.join("pipelines"), place.join("data")).await
@@ -26,7 +26,7 @@ async fn clusters_share_a_data_folder_and_nothing_in_it() {
     let one = open(place.path(), "one").await.unwrap();
     let other = open(place.path(), "other").await.unwrap();
     let head = Key::new(&["head"]);
-    one.put(&head, "{}", Expected::Absent).await.unwrap();
+    one.put(&head, "{}", Expected::Absent, None).await.unwrap();
     assert_eq!(other.get(&head).await.unwrap(), None);
 }
 
@@ -36,7 +36,7 @@ async fn a_missing_folder_is_an_error_and_not_an_empty_inbox() {
     let store = open(place.path(), "local").await.unwrap();
     let error = store.inbox().await.unwrap_err();
     assert!(matches!(&error, Error::Inbox { path, .. } if path.ends_with("pipelines")), "{error}");
-    assert!(matches!(store.write_inbox("a.yaml", "x").await, Err(Error::InboxEntry { .. })));
+    assert!(matches!(store.write_inbox("a.yaml", "x", None).await, Err(Error::InboxEntry { .. })));
 }
 
 #[tokio::test]

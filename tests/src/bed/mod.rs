@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 pub mod certificates;
+pub mod consul;
 pub mod kafka;
 pub mod maven;
 pub mod pipedoc;

@@ -130,6 +130,20 @@ impl Database {
         })
     }
 
+    pub(super) fn read_all(&self, prefix: &Key) -> Result<Vec<(String, Value)>> {
+        let prefix = format!("{prefix}/");
+        self.with("reading", |connection| {
+            let mut statement = connection.prepare_cached(
+                "SELECT substr(key, length(?1) + 1), value, version FROM entries WHERE substr(key, 1, length(?1)) = ?1 ORDER BY key",
+            )?;
+            let rows = statement.query_map([&prefix], |row| {
+                let version: i64 = row.get(2)?;
+                Ok((row.get(0)?, Value { text: row.get(1)?, version: Version(version.unsigned_abs()) }))
+            })?;
+            rows.collect()
+        })
+    }
+
     fn with<T>(&self, operation: &'static str, work: impl FnOnce(&mut Connection) -> rusqlite::Result<T>) -> Result<T> {
         work(&mut self.connection.lock()).map_err(|error| explain(&self.path, operation, error))
     }

@@ -5,7 +5,7 @@ use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::store::{Error, InboxEntry, Result};
+use crate::store::{Error, InboxEntry, Key, Result};
 
 /// Reads every pipeline file of the folder, by name. A file that cannot be read
 /// is an entry that says so; a folder that cannot be read is an error.
@@ -31,9 +31,18 @@ pub(super) fn read(folder: &Path) -> Result<Vec<InboxEntry>> {
 }
 
 /// Writes a file beside its place and renames it there, so that readers see all
-/// of it or nothing.
-pub(super) fn write(folder: &Path, name: &str, text: &str) -> Result<()> {
+/// of it or nothing. What is there must be the text `replaces`, looked at just
+/// before: a folder has no check-and-set.
+pub(super) fn write(folder: &Path, name: &str, text: &str, replaces: Option<&str>) -> Result<()> {
     let path = folder.join(name);
+    let found = match std::fs::read(&path) {
+        Ok(found) => Some(found),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+        Err(source) => return Err(Error::InboxEntry { path, source: Arc::new(source) }),
+    };
+    if found.as_deref() != replaces.map(str::as_bytes) {
+        return Err(Error::Conflict { key: Key::new(&["pipelines", name]) });
+    }
     // Hidden, and made anew by each writer: several engines may write at once.
     let draft = folder.join(format!(".{name}.{}", uuid::Uuid::new_v4()));
     let written = (|| {

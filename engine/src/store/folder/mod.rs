@@ -16,7 +16,7 @@ use tokio::sync::watch;
 
 use self::database::Database;
 use self::watcher::Watcher;
-use super::{Error, Expected, InboxEntry, Key, Result, Store, Value, Version};
+use super::{Error, Expected, InboxEntry, Key, Lease, Result, Store, Value, Version};
 
 /// The store of one machine.
 pub struct FolderStore {
@@ -57,13 +57,13 @@ impl Store for FolderStore {
         blocking(move || database.get(&key)).await
     }
 
-    async fn put(&self, key: &Key, text: &str, expected: Expected) -> Result<Version> {
+    async fn put(&self, key: &Key, text: &str, expected: Expected, _: Option<&Lease>) -> Result<Version> {
         let (database, full, value) = (Arc::clone(&self.database), self.full(key), text.to_owned());
         let version = blocking(move || database.put(&full, &value, expected)).await?;
         version.ok_or_else(|| Error::Conflict { key: key.clone() })
     }
 
-    async fn remove(&self, key: &Key) -> Result<()> {
+    async fn remove(&self, key: &Key, _: Option<&Lease>) -> Result<()> {
         let (database, key) = (Arc::clone(&self.database), self.full(key));
         blocking(move || database.remove(&key)).await
     }
@@ -73,14 +73,20 @@ impl Store for FolderStore {
         blocking(move || database.list(&prefix)).await
     }
 
+    async fn read_all(&self, prefix: &Key) -> Result<Vec<(String, Value)>> {
+        let (database, prefix) = (Arc::clone(&self.database), self.full(prefix));
+        blocking(move || database.read_all(&prefix)).await
+    }
+
     async fn inbox(&self) -> Result<Vec<InboxEntry>> {
         let folder = self.folder.clone();
         blocking(move || files::read(&folder)).await
     }
 
-    async fn write_inbox(&self, name: &str, text: &str) -> Result<()> {
+    async fn write_inbox(&self, name: &str, text: &str, replaces: Option<&str>) -> Result<()> {
         let (folder, name, text) = (self.folder.clone(), name.to_owned(), text.to_owned());
-        blocking(move || files::write(&folder, &name, &text)).await
+        let replaces = replaces.map(str::to_owned);
+        blocking(move || files::write(&folder, &name, &text, replaces.as_deref())).await
     }
 
     fn inbox_name(&self, pipeline: &str) -> String {

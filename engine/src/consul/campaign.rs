@@ -1,0 +1,158 @@
+//! Who leads: the engine whose Consul session holds the key `leader`.
+//!
+//! ```text
+//!            free ─▶ session made ─▶ key acquired ─▶ leads ⟲ renewed every 3 s
+//! follows ⟲ blocking query on the key                   │ not renewed for 8 s, or lost
+//!    ▲───────────────────────────────────────────────────┘
+//! ```
+//!
+//! A session lives for [`TTL`] after its last renewal, at Consul's worst twice
+//! that, and its key then stays locked for [`LOCK_DELAY`]: another leads within
+//! 30 s. The leader counts from when it *sent* its last good renewal and steps
+//! down [`MARGIN`] before the session can end, and Consul checks the session with
+//! every write it makes (`check-session`). (Consul, "Application Leader Elections
+//! with Sessions".)
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::client::Client;
+use super::error::Failure;
+use crate::store::{Candidate, Leadership, Lease};
+
+const TTL: Duration = Duration::from_secs(10);
+const LOCK_DELAY: Duration = Duration::from_secs(5);
+const RENEW_EVERY: Duration = Duration::from_secs(3);
+const MARGIN: Duration = Duration::from_secs(2);
+/// Pause after a try that failed, or while the key is kept from others.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// A candidate's campaign; runs until it is stopped.
+pub(super) struct Campaign {
+    pub(super) client: Arc<Client>,
+    /// The key to hold.
+    pub(super) key: String,
+    pub(super) candidate: Candidate,
+    pub(super) leadership: watch::Sender<Leadership>,
+}
+
+impl Campaign {
+    /// Runs until `stop`; a session that is held then is given back, so that another
+    /// engine leads at once.
+    pub(super) async fn run(self, stop: CancellationToken) {
+        let mut session = None;
+        stop.run_until_cancelled(self.keep_trying(&mut session)).await;
+        self.leadership.send_replace(Leadership::Follows(None));
+        if let Some(id) = session {
+            let given_back = tokio::time::timeout(MARGIN, self.client.destroy_session(&id)).await;
+            if !matches!(given_back, Ok(Ok(()))) {
+                tracing::debug!("the session could not be given back; it ends by itself");
+            }
+        }
+    }
+
+    async fn keep_trying(&self, session: &mut Option<String>) {
+        loop {
+            if let Err(failure) = self.term(session).await {
+                tracing::warn!(%failure, "no leader can be chosen now; trying again");
+                tokio::time::sleep(AGAIN).await;
+            }
+        }
+    }
+
+    /// Waits for the key to be free, holds it as long as it can, and follows again.
+    async fn term(&self, session: &mut Option<String>) -> Result<(), Failure> {
+        let followed = self.follow_until_free().await;
+        if followed.is_err() {
+            self.leadership.send_replace(Leadership::Follows(None));
+        }
+        followed?;
+        let made = Instant::now();
+        let id = self.client.create_session(&self.candidate.name, TTL, LOCK_DELAY).await?;
+        let held = session.insert(id).clone();
+        let outcome = self.take_and_hold(&held, made).await;
+        *session = None;
+        self.leadership.send_if_modified(|known| {
+            let led = matches!(known, Leadership::Leads(_));
+            if led {
+                *known = Leadership::Follows(None);
+            }
+            led
+        });
+        // It is of no more use, whatever became of it; at worst it ends by itself.
+        let _ = self.client.destroy_session(&held).await;
+        outcome
+    }
+
+    async fn follow_until_free(&self) -> Result<(), Failure> {
+        let mut after = None;
+        loop {
+            let answer = self.client.read(&self.key, after).await?;
+            let Some(held) = answer.value.filter(|pair| pair.session.is_some()) else { return Ok(()) };
+            let leader = String::from_utf8_lossy(&held.value).into_owned();
+            self.leadership.send_if_modified(|known| {
+                let news = Leadership::Follows(Some(leader));
+                let changed = *known != news;
+                *known = news;
+                changed
+            });
+            after = (after.is_none_or(|after| answer.index >= after)).then_some(answer.index.max(1));
+        }
+    }
+
+    /// Takes the key, trying again while it is kept from others, and holds it.
+    async fn take_and_hold(&self, session: &str, made: Instant) -> Result<(), Failure> {
+        let mut renewed = made;
+        loop {
+            if self.client.acquire(&self.key, self.candidate.address.as_bytes(), session).await? {
+                break;
+            }
+            let taken = self.client.read(&self.key, None).await?.value.is_some_and(|pair| pair.session.is_some());
+            if taken {
+                return Ok(());
+            }
+            tokio::time::sleep(AGAIN).await;
+            let sent = Instant::now();
+            if !self.client.renew_session(session).await? {
+                return Ok(());
+            }
+            renewed = sent;
+        }
+        tracing::info!(engine = self.candidate.name, "leads");
+        self.leadership.send_replace(Leadership::Leads(Lease(session.to_owned())));
+        self.hold(session, renewed).await;
+        tracing::warn!(engine = self.candidate.name, "leads no more");
+        Ok(())
+    }
+
+    /// Returns when the session is lost, or may be soon.
+    async fn hold(&self, session: &str, mut renewed: Instant) {
+        loop {
+            let end = renewed + TTL - MARGIN;
+            tokio::time::sleep(RENEW_EVERY.min(end.saturating_duration_since(Instant::now()))).await;
+            let sent = Instant::now();
+            let left = end.saturating_duration_since(sent);
+            if left.is_zero() {
+                return;
+            }
+            match tokio::time::timeout(left, self.client.renew_session(session)).await {
+                Ok(Ok(true)) => renewed = sent,
+                Ok(Ok(false)) => return,
+                Ok(Err(failure)) => {
+                    tracing::debug!(%failure, "the session is not renewed yet");
+                    tokio::time::sleep(AGAIN.min(end.saturating_duration_since(Instant::now()))).await;
+                }
+                Err(_) => return,
+            }
+            // The key itself may have been taken away by hand.
+            if let Ok(answer) = self.client.read(&self.key, None).await
+                && answer.value.is_none_or(|pair| pair.session.as_deref() != Some(session))
+            {
+                return;
+            }
+        }
+    }
+}

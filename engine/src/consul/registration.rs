@@ -1,0 +1,98 @@
+//! The engine's entry in Consul's catalog, with a gRPC health check.
+//!
+//! Registered again now and then: an agent that lost its data forgets us.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use consulrs::api::check::common::AgentServiceCheck;
+use consulrs::api::service::requests::RegisterServiceRequest;
+use pipedoc_model::names::ClusterName;
+use tokio_util::sync::CancellationToken;
+
+use super::client::Client;
+use crate::store::Candidate;
+
+/// How often the entry is renewed.
+const EVERY: Duration = Duration::from_secs(60);
+/// How soon after it could not be.
+const AGAIN: Duration = Duration::from_secs(5);
+/// How often the agent checks us.
+const CHECK_EVERY: &str = "5s";
+/// An engine that fails its check for so long is forgotten.
+const FORGOTTEN_AFTER: &str = "1h";
+/// How long an engine that stops waits for its entry to go.
+const LEAVE: Duration = Duration::from_secs(2);
+
+/// Name of the service that a cluster's engines are.
+pub(super) fn service_name(cluster: &ClusterName) -> String {
+    format!("pipedoc-engine-{cluster}")
+}
+
+/// An engine's entry.
+pub(super) struct Registration {
+    client: Arc<Client>,
+    service: String,
+    id: String,
+    address: SocketAddr,
+}
+
+impl Registration {
+    /// The entry of an engine; none for one whose address others cannot use.
+    pub(super) fn new(client: Arc<Client>, cluster: &ClusterName, candidate: &Candidate) -> Option<Self> {
+        let address: SocketAddr = candidate.address.parse().ok()?;
+        let service = service_name(cluster);
+        let id = format!("{service}-{}", candidate.name);
+        Some(Self { client, service, id, address })
+    }
+
+    /// Keeps the entry until `stop`, then takes it out.
+    pub(super) async fn run(self, stop: CancellationToken) {
+        stop.run_until_cancelled(self.keep()).await;
+        match tokio::time::timeout(LEAVE, self.client.deregister(&self.id)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(failure)) => tracing::debug!(%failure, "the engine stays in Consul's catalog until its check fails"),
+            Err(_) => tracing::debug!("the engine stays in Consul's catalog until its check fails"),
+        }
+    }
+
+    async fn keep(&self) {
+        let mut told = false;
+        loop {
+            let registered = match self.entry() {
+                Some(entry) => self.client.register(entry).await,
+                None => return,
+            };
+            match registered {
+                Ok(()) => {
+                    told = false;
+                    tokio::time::sleep(EVERY).await;
+                }
+                Err(failure) => {
+                    if !std::mem::replace(&mut told, true) {
+                        tracing::warn!(%failure, service = self.service,
+                            "not in Consul's catalog (needs service:write on that name); trying again");
+                    }
+                    tokio::time::sleep(AGAIN).await;
+                }
+            }
+        }
+    }
+
+    fn entry(&self) -> Option<RegisterServiceRequest> {
+        let check = AgentServiceCheck {
+            name: Some("gRPC health".into()),
+            grpc: Some(self.address.to_string()),
+            interval: Some(CHECK_EVERY.into()),
+            timeout: Some("2s".into()),
+            // Healthy from the start: it registers when it serves.
+            status: Some("passing".into()),
+            deregister_critical_service_after: Some(FORGOTTEN_AFTER.into()),
+            ..AgentServiceCheck::default()
+        };
+        let mut entry = RegisterServiceRequest::builder();
+        entry.name(&self.service).id(&self.id).address(self.address.ip().to_string()).port(self.address.port());
+        entry.check(check).build().ok()
+    }
+}
