@@ -17,7 +17,7 @@ use pipedoc_transport::log::{
 use pipedoc_transport::memory::MemoryLog;
 use pipedoc_transport::sqlite::{Options, SqliteLog};
 
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 fn topic(name: &str) -> Topic {
     Topic::new(name).unwrap()
@@ -139,4 +139,68 @@ async fn members_stay_while_their_process_cleans_up() {
         () = stay(one) => {}
         () = stay(two) => {}
     }
+}
+
+/// Lets the file look as if a newer version had taken it further, or takes that back.
+fn set_version(folder: &Path, version: i64) {
+    let file = rusqlite::Connection::open(folder.join("log.db")).unwrap();
+    file.busy_timeout(PATIENCE).unwrap();
+    file.pragma_update(None, "user_version", version).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn partitions_that_could_not_be_given_up_are_read_by_somebody_all_the_same() {
+    let folder = tempfile::tempdir().unwrap();
+    let log = open(folder.path()).await;
+    ensure(&log, "t", 2).await;
+    // Its session does not end meanwhile.
+    let session = Duration::from_secs(120);
+    let first = member(&log, "a", &["t"], session).await;
+    own(&*first, 2).await;
+    let second = member(&log, "b", &["t"], session).await;
+    let _ = tokio::time::timeout(Duration::from_millis(500), second.next()).await;
+    let revocation = loop {
+        if let Event::Revoked(revocation) = first.next().await.unwrap() {
+            break revocation;
+        }
+    };
+    set_version(folder.path(), 99);
+    drop(revocation);
+    // What cannot succeed when it is tried again ends the membership, and joining
+    // anew cannot succeed either.
+    let failing = async { while first.next().await.is_ok() {} };
+    tokio::time::timeout(PATIENCE, failing).await.expect("it tells that it cannot go on");
+    set_version(folder.path(), 2);
+    let told = async {
+        loop {
+            if let Ok(Event::Lost(partitions)) = first.next().await {
+                return partitions;
+            }
+        }
+    };
+    tokio::time::timeout(PATIENCE, told).await.expect("it learns that it holds nothing any more");
+    // The member that could not leave is taken out, and both share the topic anew.
+    let share = async |consumer: &dyn Consumer, got: &std::cell::Cell<usize>| {
+        loop {
+            match consumer.next().await {
+                Ok(Event::Assigned(partitions)) => got.set(got.get() + partitions.len()),
+                Ok(Event::Revoked(gone)) => got.set(got.get().saturating_sub(gone.partitions.len())),
+                Ok(Event::Lost(gone)) => got.set(got.get().saturating_sub(gone.len())),
+                _ => {}
+            }
+        }
+    };
+    let (one, two) = (std::cell::Cell::new(0), std::cell::Cell::new(0));
+    let shared = async {
+        while (one.get(), two.get()) != (1, 1) {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    let shared = async {
+        tokio::select! {
+            () = shared => {}
+            () = async { tokio::join!(share(&*first, &one), share(&*second, &two)); } => {}
+        }
+    };
+    tokio::time::timeout(PATIENCE, shared).await.unwrap_or_else(|_| panic!("{} and {}", one.get(), two.get()));
 }

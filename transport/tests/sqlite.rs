@@ -18,7 +18,7 @@ use pipedoc_transport::log::{
 };
 use pipedoc_transport::sqlite::{Options, SqliteLog};
 
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 fn topic() -> Topic {
     Topic::new("t").unwrap()
@@ -151,6 +151,17 @@ async fn as_another_process() {
             println!("committed: {}", matches!(committed, Err(Error::Fenced { .. })));
             std::process::exit(0);
         }
+        // What a writer holds before it begins its transaction.
+        "hold" => {
+            let lock = |name: &str| {
+                let file = std::fs::File::open(Path::new(&folder).join(name)).unwrap();
+                file.lock().unwrap();
+                file
+            };
+            let _held = (lock("log.db.turn"), lock("log.db.bell"));
+            println!("holding");
+            std::thread::sleep(Duration::from_secs(600));
+        }
         other => panic!("no role {other}"),
     }
 }
@@ -230,6 +241,24 @@ async fn a_process_that_was_frozen_is_fenced() {
     assert!(wait_for(&mut lines, "committed").contains("committed: true"), "a late commit is fenced");
     child.0.wait().unwrap();
     assert!(log.group_offsets("g").await.unwrap().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_process_stopped_in_its_turn_does_not_stop_the_others() {
+    let folder = tempfile::tempdir().unwrap();
+    let log = open(folder.path()).await;
+    ensure(&log, 1, TopicSettings::default()).await;
+    let mut child = other_process("hold", folder.path());
+    let mut lines = BufReader::new(child.0.stdout.take().unwrap()).lines();
+    wait_for(&mut lines, "holding");
+    signal(&child, "-STOP");
+    let producer = log.producer(ProducerConfig::default()).await.unwrap();
+    let began = Instant::now();
+    for n in 0..50 {
+        let reports = producer.send(vec![record(0, format!("{n}"))]).await.unwrap().await;
+        assert!(reports[0].is_ok(), "{reports:?}");
+    }
+    assert!(began.elapsed() < PATIENCE / 2, "it took {:?}", began.elapsed());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -317,7 +346,7 @@ async fn a_newer_and_a_damaged_file_are_refused() {
     let connection = rusqlite::Connection::open(&path).unwrap();
     connection.pragma_update(None, "user_version", 99).unwrap();
     drop(connection);
-    assert_eq!(problem_of(&path).await, FileProblem::TooNew { found: 99, known: 1 });
+    assert_eq!(problem_of(&path).await, FileProblem::TooNew { found: 99, known: 2 });
 
     let damaged = folder.path().join("damaged.db");
     let log = SqliteLog::open(&damaged, Options::default()).await.unwrap();

@@ -6,6 +6,7 @@
 pub(crate) mod balance;
 pub(crate) mod consumer;
 pub(crate) mod hub;
+mod membership;
 pub(crate) mod outgoing;
 pub(crate) mod owned;
 pub(crate) mod patterns;

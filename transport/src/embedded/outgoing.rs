@@ -39,6 +39,16 @@ impl Turns {
     }
 }
 
+/// What a record takes beside its key and value, about.
+const OVERHEAD: usize = 64;
+
+/// Bytes of memory that a record takes, about.
+pub(crate) fn weight(record: &OutgoingRecord) -> usize {
+    let headers: usize =
+        record.headers.iter().map(|header| header.name().len() + header.value().map_or(0, |value| value.len())).sum();
+    OVERHEAD + record.key.as_ref().map_or(0, |key| key.len()) + record.value.as_ref().map_or(0, |v| v.len()) + headers
+}
+
 /// Refuses a record larger than its topic takes.
 pub(crate) fn check_size(record: &OutgoingRecord, limit: i32) -> Result<()> {
     let size = size::of_record(record.key.as_deref(), record.value.as_deref(), &record.headers);

@@ -1,5 +1,6 @@
 //! Transactions of the embedded logs: buffered here, written at once by the
-//! backend when they commit.
+//! backend when they commit. What they may hold is bounded, since it is held in
+//! memory.
 
 use std::sync::Arc;
 
@@ -7,9 +8,13 @@ use async_trait::async_trait;
 use tokio::time::Instant;
 
 use super::consumer::check_metadata;
+use super::outgoing::weight;
 use super::{Backend, MemberOffsets, MemberSnapshot, OwnedCommit};
 use crate::error::{Error, Result};
 use crate::log::{Commit, Delivered, GroupMetadata, OutgoingRecord, Transactional, TransactionalConfig};
+
+/// Bytes that a transaction may hold.
+const LIMIT: usize = 128 << 20;
 
 /// A transactional producer over some backend.
 ///
@@ -28,9 +33,18 @@ pub(crate) struct Buffered<B: Backend> {
 
 enum State {
     Idle,
-    Open { since: Instant, records: Vec<OutgoingRecord>, offsets: Vec<MemberOffsets> },
+    Open(Opened),
     Failed,
     Fenced,
+}
+
+/// What an open transaction has taken.
+struct Opened {
+    since: Instant,
+    /// Bytes of the records, about.
+    weight: usize,
+    records: Vec<OutgoingRecord>,
+    offsets: Vec<MemberOffsets>,
 }
 
 impl<B: Backend> Buffered<B> {
@@ -49,7 +63,7 @@ impl<B: Backend> Buffered<B> {
         match self.state {
             State::Fenced => self.fenced(),
             State::Failed => Error::Misuse { operation, reason: "the transaction has failed; abort it" },
-            State::Idle | State::Open { .. } => Error::Misuse { operation, reason: "no transaction is open" },
+            State::Idle | State::Open(_) => Error::Misuse { operation, reason: "no transaction is open" },
         }
     }
 }
@@ -59,30 +73,36 @@ impl<B: Backend> Transactional for Buffered<B> {
     async fn begin(&mut self) -> Result<()> {
         match self.state {
             State::Idle => {
-                self.state = State::Open { since: Instant::now(), records: Vec::new(), offsets: Vec::new() };
+                self.state =
+                    State::Open(Opened { since: Instant::now(), weight: 0, records: Vec::new(), offsets: Vec::new() });
                 Ok(())
             }
-            State::Open { .. } => Err(Error::Misuse { operation: "begin", reason: "a transaction is open already" }),
+            State::Open(_) => Err(Error::Misuse { operation: "begin", reason: "a transaction is open already" }),
             State::Failed | State::Fenced => Err(self.misuse("begin")),
         }
     }
 
     async fn send(&mut self, more: Vec<OutgoingRecord>) -> Result<()> {
-        if !matches!(self.state, State::Open { .. }) {
-            return Err(self.misuse("send"));
+        let State::Open(opened) = &mut self.state else { return Err(self.misuse("send")) };
+        opened.weight += more.iter().map(weight).sum::<usize>();
+        let checked = if opened.weight > LIMIT {
+            Err(Error::TransactionTooLarge {
+                who: format!("transactional id {}", self.config.transactional_id),
+                limit: LIMIT,
+            })
+        } else {
+            self.backend.check(&more).await
+        };
+        match checked {
+            Ok(()) => opened.records.extend(more),
+            // What it held is let go at once.
+            Err(_) => self.state = State::Failed,
         }
-        if let Err(error) = self.backend.check(&more).await {
-            self.state = State::Failed;
-            return Err(error);
-        }
-        if let State::Open { records, .. } = &mut self.state {
-            records.extend(more);
-        }
-        Ok(())
+        checked
     }
 
     async fn send_offsets(&mut self, commits: Vec<Commit>, member: &GroupMetadata) -> Result<()> {
-        if !matches!(self.state, State::Open { .. }) {
+        if !matches!(self.state, State::Open(_)) {
             return Err(self.misuse("send_offsets"));
         }
         let Some(snapshot) = member.0.downcast_ref::<MemberSnapshot>() else {
@@ -97,8 +117,8 @@ impl<B: Backend> Transactional for Buffered<B> {
             with_epoch.collect()
         });
         match (owned, &mut self.state) {
-            (Ok(commits), State::Open { offsets, .. }) => {
-                offsets.push(MemberOffsets { group: snapshot.group.clone(), member: snapshot.member, commits });
+            (Ok(commits), State::Open(opened)) => {
+                opened.offsets.push(MemberOffsets { group: snapshot.group.clone(), member: snapshot.member, commits });
                 Ok(())
             }
             (Ok(_), _) => Err(self.misuse("send_offsets")),
@@ -112,8 +132,8 @@ impl<B: Backend> Transactional for Buffered<B> {
     async fn commit(&mut self) -> Result<Vec<Delivered>> {
         // Until the backend has answered the outcome is open: a commit that is
         // cancelled in between leaves a transaction that can only be aborted.
-        let (since, records, offsets) = match std::mem::replace(&mut self.state, State::Failed) {
-            State::Open { since, records, offsets } => (since, records, offsets),
+        let Opened { since, records, offsets, .. } = match std::mem::replace(&mut self.state, State::Failed) {
+            State::Open(opened) => opened,
             other => {
                 self.state = other;
                 return Err(self.misuse("commit"));
@@ -137,7 +157,7 @@ impl<B: Backend> Transactional for Buffered<B> {
 
     async fn abort(&mut self) -> Result<()> {
         match self.state {
-            State::Open { .. } | State::Failed => {
+            State::Open(_) | State::Failed => {
                 self.state = State::Idle;
                 Ok(())
             }

@@ -17,8 +17,10 @@ use crate::embedded::{self, Fetched, Grant, Joining, Limits, MemberId, MemberOff
 use crate::error::{Error, Result};
 use crate::log::{Delivered, Ends, OutgoingRecord, TopicPartition};
 
-/// How long a member that could not be taken out of its group waits to be so.
+/// How long a member that could not be taken out of its group waits to be so,
+/// at first and at most.
 const LEAVE_AGAIN: Duration = Duration::from_millis(500);
+const LEAVE_AT_LAST: Duration = Duration::from_secs(10);
 
 /// One handle on the file. Producers need less and outlive it.
 pub(super) struct Backend {
@@ -80,7 +82,7 @@ impl embedded::Backend for Backend {
     async fn leave(&self, group: &str, member: MemberId) -> Result<()> {
         self.shared.session.left(member);
         let left = self.shared.leave(group, member).await;
-        if left.as_ref().is_err_and(Error::is_retryable) {
+        if left.is_err() {
             // The session goes on with other members: nobody else would ever take
             // this one out.
             tokio::spawn(leave_later(Arc::downgrade(&self.shared), group.to_owned(), member));
@@ -176,12 +178,13 @@ impl Shared {
 
 /// Takes a member out of its group as soon as the file can be written again.
 async fn leave_later(shared: Weak<Shared>, group: String, member: MemberId) {
+    let mut wait = LEAVE_AGAIN;
     loop {
-        tokio::time::sleep(LEAVE_AGAIN).await;
+        tokio::time::sleep(wait).await;
+        wait = LEAVE_AT_LAST.min(wait * 2);
         let Some(shared) = shared.upgrade() else { return };
-        match shared.leave(&group, member).await {
-            Err(error) if error.is_retryable() => {}
-            _ => return,
+        if shared.leave(&group, member).await.is_ok() {
+            return;
         }
     }
 }

@@ -75,8 +75,9 @@ impl Bell {
         drop(rows);
         let mut statement = connection.prepare_cached("SELECT name FROM groups WHERE changed > ?")?;
         let groups: Vec<String> = statement.query_map([seen], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
-        let topics: bool =
-            connection.prepare_cached("SELECT topics_changed > ? FROM state")?.query_row([seen], |row| row.get(0))?;
+        let topics: bool = connection
+            .prepare_cached("SELECT topics_changed_at > ? FROM state")?
+            .query_row([seen], |row| row.get(0))?;
         drop(transaction);
         self.hub.appended(&ends);
         for group in groups {

@@ -1,28 +1,33 @@
 //! Removes what need not be kept: records of removed topics, records before the
 //! start of a partition, records beyond retention, and superseded records of
-//! compacted topics. In small steps, so that writers never wait long; one
-//! process at a time.
+//! compacted topics (see `compact`). In small steps, so that writers never wait
+//! long; one process at a time.
+//!
+//! The pages that this leaves free are used again, so a file under retention
+//! stops growing. A reserve of them stays; when more than half of the file is
+//! free, it shrinks.
 
-use std::collections::HashMap;
 use std::fs::File;
 
-use rusqlite::{Connection, OptionalExtension, params};
+use rusqlite::{Connection, OptionalExtension};
 
 use super::Shared;
+use super::compact::compact;
 use super::problem::Fault;
 use super::turn::open_beside;
 use super::tx::load_topics;
 use crate::embedded::outgoing::now_millis;
 
-/// Records removed by one transaction, at most.
-const STEP: i64 = 500;
-/// Records that must have come since the last compaction of a partition.
-const COMPACT_AFTER: i64 = 1000;
-/// How long a tombstone stays, as Kafka's `delete.retention.ms`.
-const TOMBSTONES: i64 = 24 * 3600 * 1000;
+/// Records, and about how many of their bytes, that one transaction removes.
+const STEP: i64 = 1000;
+const STEP_BYTES: i64 = 4 << 20;
+/// Free bytes that a file may always keep.
+const RESERVE: i64 = 16 << 20;
+/// Pages given back by one transaction.
+const STEP_PAGES: i64 = 500;
 
 /// What is to be done between two transactions.
-type Meanwhile<'a> = &'a mut dyn FnMut(&Connection);
+pub(super) type Meanwhile<'a> = &'a mut dyn FnMut(&Connection);
 
 /// What one process remembers of its cleaning.
 #[derive(Debug, Default)]
@@ -79,7 +84,8 @@ fn clean(shared: &Shared, connection: &Connection, meanwhile: Meanwhile<'_>) -> 
             }
         }
     }
-    collect(shared, connection, meanwhile)
+    collect(shared, connection, meanwhile)?;
+    shrink(shared, connection, meanwhile)
 }
 
 /// Where a partition has to begin so that nothing in it is too old or too much.
@@ -89,9 +95,18 @@ fn beyond_retention(
     age: Option<i64>,
     size: Option<i64>,
 ) -> rusqlite::Result<Option<i64>> {
-    let (start, next, bytes): (i64, i64, i64) = connection
-        .prepare_cached("SELECT start, next, bytes FROM partitions WHERE id = ?")?
-        .query_row([id], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
+    // What lies before the start is garbage that could not be removed yet.
+    let found = connection
+        .prepare_cached(
+            "SELECT start, next, bytes - (
+                 SELECT ifnull(sum(ifnull(length(key), 0) + ifnull(length(value), 0) + ifnull(length(headers), 0)), 0)
+                 FROM records WHERE partition = p.id AND offset < p.start
+             ) FROM partitions p WHERE id = ?",
+        )?
+        .query_row([id], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
+        .optional()?;
+    // The topic may just have been removed.
+    let Some((start, next, bytes)): Option<(i64, i64, i64)> = found else { return Ok(None) };
     let mut excess = size.map_or(0, |size| bytes - size);
     let oldest = age.map(|age| now_millis() - age);
     let mut statement = connection.prepare_cached(
@@ -113,55 +128,6 @@ fn beyond_retention(
     Ok((before > start).then_some(before))
 }
 
-/// Removes records that a newer one of the same key has superseded, and
-/// tombstones that are old enough. The newest record of each key stays.
-fn compact(shared: &Shared, connection: &Connection, meanwhile: Meanwhile<'_>, id: i64) -> rusqlite::Result<()> {
-    let (next, cleaned): (i64, i64) = connection
-        .prepare_cached("SELECT next, cleaned FROM partitions WHERE id = ?")?
-        .query_row([id], |row| Ok((row.get(0)?, row.get(1)?)))?;
-    if next - cleaned < COMPACT_AFTER {
-        return Ok(());
-    }
-    let forgotten = now_millis() - TOMBSTONES;
-    let mut newest: HashMap<Vec<u8>, (i64, bool)> = HashMap::new();
-    let mut superseded = Vec::new();
-    {
-        let mut statement = connection.prepare_cached(
-            "SELECT offset, key, value IS NULL AND timestamp < ? FROM records
-             WHERE partition = ? AND offset < ? ORDER BY offset",
-        )?;
-        let mut rows = statement.query(params![forgotten, id, next])?;
-        while let Some(row) = rows.next()? {
-            let offset = row.get(0)?;
-            match row.get_ref(1)?.as_bytes_or_null()? {
-                Some(key) => {
-                    if let Some((older, _)) = newest.insert(key.to_vec(), (offset, row.get(2)?)) {
-                        superseded.push(older);
-                    }
-                }
-                // A record without key has no place in a compacted topic.
-                None => superseded.push(offset),
-            }
-        }
-    }
-    superseded.extend(newest.into_values().filter(|(_, forgotten)| *forgotten).map(|(offset, _)| offset));
-    for offsets in superseded.chunks(STEP as usize) {
-        let offsets = offsets.to_vec();
-        shared.writer.wait(move |tx| {
-            for offset in offsets {
-                remove(tx.sql(), id, offset, offset + 1)?;
-            }
-            Ok(())
-        });
-        meanwhile(connection);
-    }
-    shared.writer.wait(move |tx| {
-        tx.sql().execute("UPDATE partitions SET cleaned = ? WHERE id = ?", [next, id])?;
-        Ok(())
-    });
-    Ok(())
-}
-
 /// Removes what was marked as garbage.
 fn collect(shared: &Shared, connection: &Connection, meanwhile: Meanwhile<'_>) -> rusqlite::Result<()> {
     loop {
@@ -171,17 +137,11 @@ fn collect(shared: &Shared, connection: &Connection, meanwhile: Meanwhile<'_>) -
             .optional()?;
         let Some((id, before)) = marked else { return Ok(()) };
         let done = shared.writer.wait(move |tx| {
-            let last: Option<i64> = tx
-                .sql()
-                .prepare_cached(
-                    "SELECT max(offset) FROM
-                     (SELECT offset FROM records WHERE partition = ? AND offset < ? ORDER BY offset LIMIT ?)",
-                )?
-                .query_row([id, before, STEP], |row| row.get(0))?;
-            match last {
+            match next_step(tx.sql(), id, before)? {
                 Some(last) => remove(tx.sql(), id, 0, last + 1)?,
                 None => {
                     tx.sql().execute("DELETE FROM garbage WHERE partition = ? AND before <= ?", [id, before])?;
+                    tx.sql().execute("DELETE FROM marks WHERE partition = ? AND offset <= ?", [id, before])?;
                 }
             }
             Ok(())
@@ -193,8 +153,53 @@ fn collect(shared: &Shared, connection: &Connection, meanwhile: Meanwhile<'_>) -
     }
 }
 
+/// The last offset that one step removes; none when nothing is left.
+fn next_step(connection: &Connection, id: i64, before: i64) -> rusqlite::Result<Option<i64>> {
+    let mut statement = connection.prepare_cached(
+        "SELECT offset, ifnull(length(key), 0) + ifnull(length(value), 0) + ifnull(length(headers), 0)
+         FROM records WHERE partition = ? AND offset < ? ORDER BY offset LIMIT ?",
+    )?;
+    let mut rows = statement.query([id, before, STEP])?;
+    let (mut last, mut bytes) = (None, 0);
+    while bytes < STEP_BYTES
+        && let Some(row) = rows.next()?
+    {
+        last = Some(row.get(0)?);
+        bytes += row.get::<_, i64>(1)?;
+    }
+    Ok(last)
+}
+
+/// Gives free pages back to the file system while there are far too many.
+fn shrink(shared: &Shared, connection: &Connection, meanwhile: Meanwhile<'_>) -> rusqlite::Result<()> {
+    let number = |sql: &str| connection.query_row(sql, [], |row| row.get::<_, i64>(0));
+    let page = number("PRAGMA page_size")?.max(1);
+    // Files of the first version get theirs only by `pipedoc doctor --compact`.
+    let incremental = number("PRAGMA auto_vacuum")? == 2;
+    let (free, pages) = (number("PRAGMA freelist_count")?, number("PRAGMA page_count")?);
+    if !incremental || free * page <= RESERVE || free * 2 <= pages {
+        return Ok(());
+    }
+    let mut left = free - (RESERVE / page / 2).max(free / 10);
+    while left > 0 {
+        let given = left.min(STEP_PAGES);
+        let done = shared.writer.wait(move |tx| {
+            let mut statement = tx.sql().prepare(&format!("PRAGMA incremental_vacuum({given})"))?;
+            let mut steps = statement.query([])?;
+            while steps.next()?.is_some() {}
+            Ok(())
+        });
+        if !done {
+            return Ok(());
+        }
+        left -= given;
+        meanwhile(connection);
+    }
+    Ok(())
+}
+
 /// Removes the records of a range of offsets and counts their bytes off.
-fn remove(connection: &Connection, id: i64, from: i64, to: i64) -> Result<(), Fault> {
+pub(super) fn remove(connection: &Connection, id: i64, from: i64, to: i64) -> Result<(), Fault> {
     let bytes: i64 = connection
         .prepare_cached(
             "SELECT ifnull(sum(ifnull(length(key), 0) + ifnull(length(value), 0) + ifnull(length(headers), 0)), 0)

@@ -5,9 +5,9 @@
 //! it would drop the locks that SQLite holds for this process.
 
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use rusqlite::{Connection, OpenFlags};
+use rusqlite::{Connection, ErrorCode, OpenFlags};
 
 use super::problem::{explain, problem};
 use super::schema::{self, Kind, VERSION};
@@ -81,14 +81,28 @@ pub(super) fn prepare(path: &Path) -> Result<()> {
     if existed && connection.is_readonly("main").map_err(missing_rights)? {
         return Err(problem(path, FileProblem::ReadOnly));
     }
-    let mode: String =
-        connection.pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get(0)).map_err(missing_rights)?;
-    tracing::debug!(path = %path.display(), mode, "log file opened");
+    // Holds for a file that is empty yet, so it comes before all else is written.
+    connection.pragma_update(None, "auto_vacuum", "INCREMENTAL").map_err(missing_rights)?;
+    go_over_to_wal(&connection).map_err(missing_rights)?;
     schema::migrate(&mut connection).map_err(missing_rights)?;
     match schema::look(&connection).map_err(missing_rights)? {
         Kind::Log(VERSION) => Ok(()),
         Kind::Log(found) => Err(problem(path, FileProblem::TooNew { found, known: VERSION })),
         Kind::Empty | Kind::Foreign => Err(problem(path, FileProblem::NotALog)),
+    }
+}
+
+/// Turns the write-ahead log on. SQLite does not wait for others that do the same,
+/// as it does for all else.
+fn go_over_to_wal(connection: &Connection) -> rusqlite::Result<()> {
+    let began = Instant::now();
+    loop {
+        match connection.pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get::<_, String>(0)) {
+            Err(error) if error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy) && began.elapsed() < BUSY => {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            done => return done.map(drop),
+        }
     }
 }
 
@@ -107,6 +121,11 @@ pub(super) fn writer(path: &Path, sync: Sync) -> rusqlite::Result<Connection> {
     connection.pragma_update(None, "journal_size_limit", WAL_LIMIT)?;
     connection.pragma_update(None, "cache_size", -4096)?;
     Ok(connection)
+}
+
+/// A connection that looks a file over, or puts it in order; the file is there.
+pub(super) fn examiner(path: &Path) -> rusqlite::Result<Connection> {
+    connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE)
 }
 
 /// A connection for reading, small, since many processes hold some.

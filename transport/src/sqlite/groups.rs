@@ -2,15 +2,16 @@
 //! decided by [`crate::embedded::balance`]; here it is read and written.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use pipedoc_model::names::Topic;
 use rusqlite::{Connection, OptionalExtension, params};
 
+use super::judge::Seen;
 use super::liveness;
 use super::problem::Fault;
 use super::tx::Tx;
 use crate::embedded::balance::{Group, Lease};
-use crate::embedded::outgoing::now_millis;
 use crate::embedded::{Grant, Joining, MemberId, MemberOffsets};
 use crate::error::Error;
 use crate::log::{Commit, Committed, Ends, TopicPartition};
@@ -112,7 +113,7 @@ pub(super) fn join(
         commit_ends(tx.sql(), id, topics)?;
     }
     // In this order: expiring removes sessions without members, and this one may have none yet.
-    expire(tx)?;
+    expire_gone(tx)?;
     see(tx.sql(), session)?;
     let timeout = i64::try_from(joining.session_timeout.as_millis()).unwrap_or(i64::MAX);
     tx.sql()
@@ -197,54 +198,101 @@ pub(super) fn divide_all(tx: &mut Tx<'_>) -> rusqlite::Result<()> {
 pub(super) fn see(connection: &Connection, session: i64) -> rusqlite::Result<()> {
     connection
         .prepare_cached(
-            "INSERT INTO sessions (id, seen_at, process) VALUES (?1, ?2, ?3)
-             ON CONFLICT (id) DO UPDATE SET seen_at = excluded.seen_at",
+            "INSERT INTO sessions (id, beats, process) VALUES (?1, 1, ?2)
+             ON CONFLICT (id) DO UPDATE SET beats = beats + 1",
         )?
-        .execute(params![session, now_millis(), liveness::this_process()])?;
+        .execute(params![session, liveness::this_process()])?;
     Ok(())
 }
 
-/// Members whose session is over: not seen for too long, or of a process that is gone.
-pub(super) fn expired(connection: &Connection) -> rusqlite::Result<Vec<(MemberId, i64, String)>> {
-    let now = now_millis();
+/// All members of all groups, with what tells whether they live.
+pub(super) fn watched(connection: &Connection) -> rusqlite::Result<Vec<Seen>> {
     let mut statement = connection.prepare_cached(
-        "SELECT m.id, m.grp, g.name, m.timeout_ms, s.seen_at, s.process FROM members m
+        "SELECT m.id, ifnull(s.beats, 0), m.timeout_ms FROM members m LEFT JOIN sessions s ON s.id = m.session",
+    )?;
+    let seen = statement.query_map([], |row| {
+        let timeout: i64 = row.get(2)?;
+        let timeout = Duration::from_millis(timeout.unsigned_abs());
+        Ok(Seen { member: row.get(0)?, beats: row.get(1)?, timeout })
+    })?;
+    seen.collect()
+}
+
+/// Members that are surely dead: their process is gone, or their session.
+pub(super) fn gone(connection: &Connection) -> rusqlite::Result<Vec<(MemberId, i64, String)>> {
+    let mut statement = connection.prepare_cached(
+        "SELECT m.id, m.grp, g.name, s.process FROM members m
          JOIN groups g ON g.id = m.grp LEFT JOIN sessions s ON s.id = m.session",
     )?;
     let mut rows = statement.query([])?;
-    let mut expired = Vec::new();
-    let mut gone: BTreeMap<String, bool> = BTreeMap::new();
+    let mut found = Vec::new();
+    let mut known: BTreeMap<String, bool> = BTreeMap::new();
     while let Some(row) = rows.next()? {
-        let timeout: i64 = row.get(3)?;
-        let alive = match (row.get::<_, Option<i64>>(4)?, row.get_ref(5)?.as_str_or_null()?) {
-            // A time that lies ahead was written before the clock was set back.
-            (Some(seen), Some(process)) => {
-                let gone = match gone.get(process) {
-                    Some(gone) => *gone,
-                    None => *gone.entry(process.to_owned()).or_insert_with(|| liveness::is_gone(process)),
-                };
-                (now - seen).abs() <= timeout && !gone
-            }
-            _ => false,
+        let gone = match row.get_ref(3)?.as_str_or_null()? {
+            None => true,
+            Some(process) => match known.get(process) {
+                Some(gone) => *gone,
+                None => *known.entry(process.to_owned()).or_insert_with(|| liveness::is_gone(process)),
+            },
         };
-        if !alive {
-            expired.push((row.get(0)?, row.get(1)?, row.get(2)?));
+        if gone {
+            found.push((row.get(0)?, row.get(1)?, row.get(2)?));
         }
     }
-    Ok(expired)
+    Ok(found)
 }
 
-/// Takes out the members whose session is over.
-pub(super) fn expire(tx: &mut Tx<'_>) -> rusqlite::Result<usize> {
-    let expired = expired(tx.sql())?;
-    for (member, id, group) in &expired {
+/// Takes out the members that are surely dead.
+pub(super) fn expire_gone(tx: &mut Tx<'_>) -> rusqlite::Result<()> {
+    let gone = gone(tx.sql())?;
+    expire(tx, gone)
+}
+
+/// Takes out the members that were silent for too long, unless they have been
+/// heard of meanwhile.
+pub(super) fn expire_silent(tx: &mut Tx<'_>, silent: &[(MemberId, i64)]) -> rusqlite::Result<()> {
+    let mut still = Vec::new();
+    for (member, beats) in silent {
+        let found = tx
+            .sql()
+            .prepare_cached(
+                "SELECT m.grp, g.name FROM members m JOIN groups g ON g.id = m.grp
+                 LEFT JOIN sessions s ON s.id = m.session WHERE m.id = ? AND ifnull(s.beats, 0) = ?",
+            )?
+            .query_row([member, beats], |row| Ok((row.get(0)?, row.get(1)?)))
+            .optional()?;
+        if let Some((id, group)) = found {
+            still.push((*member, id, group));
+        }
+    }
+    expire(tx, still)
+}
+
+fn expire(tx: &mut Tx<'_>, dead: Vec<(MemberId, i64, String)>) -> rusqlite::Result<()> {
+    for (member, id, group) in &dead {
         tracing::info!(group, member, "a member's session is over; its partitions move");
         remove(tx, group, *id, *member)?;
     }
-    if !expired.is_empty() {
+    if !dead.is_empty() {
         tx.sql().execute("DELETE FROM sessions WHERE id NOT IN (SELECT session FROM members)", [])?;
     }
-    Ok(expired.len())
+    Ok(())
+}
+
+/// Whether a group has members of which nothing but their silence can tell
+/// whether they live: their processes cannot be seen from here.
+pub(super) fn may_be_dead(connection: &Connection, group: &str) -> rusqlite::Result<bool> {
+    let mut statement = connection.prepare_cached(
+        "SELECT s.process FROM members m JOIN groups g ON g.id = m.grp JOIN sessions s ON s.id = m.session
+         WHERE g.name = ?",
+    )?;
+    let mut rows = statement.query([group])?;
+    while let Some(row) = rows.next()? {
+        if liveness::is_here(row.get_ref(0)?.as_str()?) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// What a member holds; `None` when it is no member any more.

@@ -16,18 +16,42 @@ pub(super) fn this_process() -> String {
 /// Whether the process of that name is gone, or its machine was started anew.
 /// Of processes in other namespaces nothing is known.
 pub(super) fn is_gone(process: &str) -> bool {
+    state(process) == State::Gone
+}
+
+/// Whether the process of that name surely runs, or is stopped.
+pub(super) fn is_here(process: &str) -> bool {
+    state(process) == State::Here
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum State {
+    Here,
+    Gone,
+    Unknown,
+}
+
+fn state(process: &str) -> State {
     let mut words = process.split(' ');
     let (Some(boot), Some(namespace), Some(id), Some(start)) = (words.next(), words.next(), words.next(), words.next())
     else {
-        return false;
+        return State::Unknown;
     };
-    let Some(here) = place() else { return false };
-    let Some((this_boot, this_namespace)) = here.split_once(' ') else { return false };
+    let Some(here) = place() else { return State::Unknown };
+    let Some((this_boot, this_namespace)) = here.split_once(' ') else { return State::Unknown };
     if boot != this_boot {
-        return true;
+        return State::Gone;
     }
-    let Ok(id) = id.parse() else { return false };
-    namespace == this_namespace && began(id).as_deref() != Some(start)
+    match id.parse() {
+        Ok(id) if namespace == this_namespace => {
+            if began(id).as_deref() == Some(start) {
+                State::Here
+            } else {
+                State::Gone
+            }
+        }
+        _ => State::Unknown,
+    }
 }
 
 /// Boot and namespace of this process.
@@ -57,8 +81,8 @@ mod tests {
     fn only_a_process_that_ended_is_gone() {
         let this = this_process();
         assert!(!this.is_empty());
-        assert!(!is_gone(&this));
-        assert!(!is_gone(""), "unknown is not gone");
+        assert!(is_here(&this) && !is_gone(&this));
+        assert!(!is_gone("") && !is_here(""), "unknown is neither");
         let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
         let name = format!("{} {} {}", place().unwrap(), child.id(), began(child.id()).unwrap());
         assert!(!is_gone(&name));

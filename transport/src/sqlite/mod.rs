@@ -18,17 +18,22 @@
 //! index on (partition, offset), which is much faster than one without rowids,
 //! since large rows would spill; `groups`, `offsets`, `sessions`, `members`,
 //! `leases`; `transactional` (id and epoch); `garbage` (what is to be removed);
+//! `marks` (newest timestamp and time of writing, for each thousandth record);
 //! `state` (number of the last transaction). `application_id` and `user_version`
-//! mark the file.
+//! mark the file; older files are brought to the newest version when they are
+//! opened.
+//!
+//! **Size.** What retention, compaction or a removed topic leaves free is used
+//! again; of more than that some is given back to the file system, see `clean`.
 //!
 //! **Writing.** One thread writes what all callers of the process want written,
 //! gathered into as few transactions as possible, and answers them after the
 //! commit.
 //!
-//! **Groups.** A handle has a session, renewed by a heartbeat that needs no
-//! flush of the disk; its consumers are members under it. A session that is not
-//! renewed, or whose process is gone, ends, and whoever notices divides the
-//! partitions anew. Each partition has a lease:
+//! **Groups.** A handle has a session, a count of heartbeats that need no flush
+//! of the disk; its consumers are members under it. One that does not beat while
+//! somebody watches (see `judge`), or whose process is gone, is over, and whoever
+//! notices divides the partitions anew. Each partition has a lease:
 //!
 //! ```text
 //!   free ──▶ held (owner, epoch) ──another is to have it──▶ wanted away ──released──▶ free
@@ -41,9 +46,12 @@
 mod backend;
 mod bell;
 mod clean;
+mod compact;
+pub mod doctor;
 mod file;
 mod groups;
 mod headers;
+mod judge;
 mod liveness;
 mod problem;
 mod producer;
@@ -59,6 +67,7 @@ mod writer;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use pipedoc_model::names::Topic;
@@ -78,6 +87,10 @@ use problem::Fault;
 use readers::Readers;
 use sessions::Session;
 use writer::Writer;
+
+/// After so long a member with the default session timeout is surely taken out
+/// of its group if it is silent.
+const SILENCE: Duration = Duration::from_secs(9);
 
 /// How a log file is used.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -211,19 +224,31 @@ impl Log for SqliteLog {
 
     async fn set_group_offsets(&self, group: &str, commits: &[Commit]) -> Result<()> {
         check_metadata(commits)?;
-        let (group, commits) = (group.to_owned(), commits.to_vec());
-        let work = move |tx: &mut tx::Tx<'_>| {
-            groups::expire(tx)?;
-            let members = groups::members(tx.sql(), &group)?;
-            if members > 0 {
-                return Err(Error::GroupNotEmpty { group, members }.into());
+        let began = Instant::now();
+        loop {
+            let (name, commits) = (group.to_owned(), commits.to_vec());
+            let work = move |tx: &mut tx::Tx<'_>| {
+                groups::expire_gone(tx)?;
+                let members = groups::members(tx.sql(), &name)?;
+                if members > 0 {
+                    return Err(Error::GroupNotEmpty { group: name, members }.into());
+                }
+                for commit in &commits {
+                    tx.partition(&commit.source)?;
+                }
+                groups::set_offsets(tx, &name, commits.iter())
+            };
+            let set = self.shared().writer.call(true, work).await;
+            if !matches!(set, Err(Error::GroupNotEmpty { .. })) || began.elapsed() > SILENCE {
+                return set;
             }
-            for commit in &commits {
-                tx.partition(&commit.source)?;
+            // Members that may be dead are given the time to show that they live.
+            let name = group.to_owned();
+            if !self.read(move |connection| Ok(groups::may_be_dead(connection, &name)?)).await? {
+                return set;
             }
-            groups::set_offsets(tx, &group, commits.iter())
-        };
-        self.shared().writer.call(true, work).await
+            tokio::time::sleep(Duration::from_millis(250)).await;
+        }
     }
 
     async fn producer(&self, _config: ProducerConfig) -> Result<Arc<dyn Producer>> {

@@ -10,22 +10,12 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use super::tx::Tx;
 use super::writer::{Work, Writer};
-use crate::embedded::outgoing::Open;
+use crate::embedded::outgoing::{Open, weight};
 use crate::error::{Error, Result};
 use crate::log::{Delivered, OutgoingRecord, Producer, Receipt, Reports};
 
 /// Bytes of records that may wait for the writer thread of a process.
 pub(super) const WAITING: usize = 32 << 20;
-
-/// What a record takes beside its key and value, about.
-const OVERHEAD: usize = 64;
-
-/// Bytes that a record takes, about.
-pub(super) fn weight(record: &OutgoingRecord) -> usize {
-    let headers: usize =
-        record.headers.iter().map(|header| header.name().len() + header.value().map_or(0, |value| value.len())).sum();
-    OVERHEAD + record.key.as_ref().map_or(0, |key| key.len()) + record.value.as_ref().map_or(0, |v| v.len()) + headers
-}
 
 pub(super) struct SqliteProducer {
     writer: Writer,

@@ -163,12 +163,17 @@ pub(super) fn offsets_at(connection: &Connection, sources: &[TopicPartition], mi
     let _snapshot = connection.unchecked_transaction()?;
     let find = |source: &TopicPartition| {
         let (id, ends) = partition(connection, source)?;
+        // Everything before this mark is older.
+        let mark: Option<i64> = connection
+            .prepare_cached("SELECT max(offset) FROM marks WHERE partition = ? AND newest < ?")?
+            .query_row(params![id, millis], |row| row.get(0))?;
+        let from = ends.start.max(mark.unwrap_or(0));
         let found: Option<i64> = connection
             .prepare_cached(
                 "SELECT offset FROM records WHERE partition = ? AND offset >= ? AND timestamp >= ?
                  ORDER BY offset LIMIT 1",
             )?
-            .query_row(params![id, ends.start, millis], |row| row.get(0))
+            .query_row(params![id, from, millis], |row| row.get(0))
             .optional()?;
         Ok(found.unwrap_or(ends.end))
     };

@@ -61,9 +61,18 @@ impl Session {
         self.beat_at.fetch_max(u64::try_from(since).unwrap_or(u64::MAX), Ordering::AcqRel);
     }
 
+    /// Time since the last heartbeat that was written was begun.
+    fn age(&self) -> Duration {
+        self.began.elapsed().saturating_sub(Duration::from_millis(self.beat_at.load(Ordering::Acquire)))
+    }
+
     /// Whether no member can have been taken for dead.
     pub(super) fn is_fresh(&self) -> bool {
-        let age = self.began.elapsed().saturating_sub(Duration::from_millis(self.beat_at.load(Ordering::Acquire)));
-        self.shortest().is_none_or(|timeout| age < timeout.mul_f64(0.8))
+        self.shortest().is_none_or(|timeout| self.age() < timeout.mul_f64(0.8))
+    }
+
+    /// Whether its heartbeats get into the file, as far as it has any to write.
+    pub(super) fn is_regular(&self) -> bool {
+        !self.is_needed() || self.age() < self.interval() * 2
     }
 }

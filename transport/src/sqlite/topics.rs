@@ -3,13 +3,13 @@
 use std::collections::BTreeMap;
 
 use pipedoc_model::names::Topic;
-use rusqlite::{Connection, params};
+use rusqlite::{Connection, OptionalExtension, params};
 
 use super::groups;
 use super::problem::Fault;
-use super::tx::{Tx, load_topics};
+use super::tx::Tx;
 use crate::error::Error;
-use crate::log::{Ends, TopicInfo, TopicPartition, TopicSpec};
+use crate::log::{Ends, TopicInfo, TopicPartition, TopicSettings, TopicSpec};
 use crate::size;
 
 /// Makes a topic, or grows and changes it.
@@ -118,7 +118,22 @@ pub(super) fn sizes(connection: &Connection) -> rusqlite::Result<BTreeMap<Topic,
 
 /// One topic as it is.
 pub(super) fn info(connection: &Connection, topic: &Topic) -> rusqlite::Result<Option<TopicInfo>> {
-    Ok(load_topics(connection)?.remove(topic).map(|row| row.info))
+    let mut statement = connection.prepare_cached(
+        "SELECT compact, retention_ms, retention_bytes, max_message_bytes,
+                (SELECT count(*) FROM partitions WHERE topic = topics.id)
+         FROM topics WHERE name = ?",
+    )?;
+    statement
+        .query_row([topic.as_str()], |row| {
+            let settings = TopicSettings {
+                compact: Some(row.get(0)?),
+                retention_ms: Some(row.get(1)?),
+                retention_bytes: Some(row.get(2)?),
+                max_message_bytes: Some(row.get(3)?),
+            };
+            Ok(TopicInfo { topic: topic.clone(), partitions: row.get(4)?, settings })
+        })
+        .optional()
 }
 
 /// Ends of all partitions of a topic.

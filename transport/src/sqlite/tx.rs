@@ -1,14 +1,22 @@
 //! One write transaction, in which many callers' work is done: what it sees of
 //! topics and partitions, and what it changed.
+//!
+//! Beside the records it keeps *marks*: for about every thousandth record of a
+//! partition, the newest timestamp before it and when it was written. They make
+//! it cheap to find a record by time, and to know how long a tombstone has lain.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::path::Path;
 
 use pipedoc_model::names::Topic;
-use rusqlite::{CachedStatement, Connection, OptionalExtension, params};
+use rusqlite::{CachedStatement, Connection, params};
 
 use super::headers;
+use super::problem::Fault;
+use super::schema::VERSION;
 use crate::embedded::outgoing::{Turns, check_size, now_millis};
-use crate::error::Error;
+use crate::error::{Error, FileProblem};
 use crate::log::{Delivered, OutgoingRecord, TopicInfo, TopicPartition, TopicSettings};
 
 /// A topic as the writer knows it.
@@ -26,10 +34,27 @@ pub(super) struct Memory {
     sequence: i64,
     topics_changed: Option<i64>,
     topics: HashMap<Topic, TopicRow>,
-    /// Offset that the next record of a partition gets, by partition id.
-    next: HashMap<i64, i64>,
+    /// Where partitions end, by their ids.
+    tails: HashMap<i64, Tail>,
     turns: Turns,
 }
+
+/// Where a partition ends.
+#[derive(Debug, Clone, Copy)]
+struct Tail {
+    /// Offset that the next record gets.
+    next: i64,
+    /// The newest timestamp of all records that there ever were.
+    newest: i64,
+    /// Offset of the last mark, and when it was made.
+    marked: i64,
+    marked_at: i64,
+}
+
+/// Records from one mark to the next, at least, unless the last is old.
+const MARK_EVERY: i64 = 1000;
+/// Milliseconds after which a mark is made for any record that comes.
+const MARK_AFTER: i64 = 3_600_000;
 
 /// What a transaction changed, to be told once it is committed.
 #[derive(Debug, Default)]
@@ -57,6 +82,8 @@ pub(super) struct Tx<'a> {
     grown: BTreeMap<i64, Growth>,
     groups: BTreeSet<String>,
     topics: bool,
+    /// Encoded headers of the record being written.
+    headers: Vec<u8>,
 }
 
 /// Where a record is to be written.
@@ -68,17 +95,30 @@ pub(super) struct Place {
 
 impl<'a> Tx<'a> {
     /// Begins, knowing of all that others committed before.
-    pub(super) fn begin(connection: &'a Connection, memory: &'a mut Memory) -> rusqlite::Result<Self> {
+    pub(super) fn begin(connection: &'a Connection, memory: &'a mut Memory, path: &Path) -> Result<Self, Fault> {
         connection.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
+        let version: i64 = connection.prepare_cached("PRAGMA user_version")?.query_row([], |row| row.get(0))?;
+        if version != VERSION {
+            // A newer process has brought the file further.
+            let problem = FileProblem::TooNew { found: version, known: VERSION };
+            return Err(Error::File { path: path.to_owned(), problem, source: None }.into());
+        }
         let (sequence, topics_changed) = connection
-            .prepare_cached("SELECT sequence, topics_changed FROM state")?
+            .prepare_cached("SELECT sequence, topics_changed_at FROM state")?
             .query_row([], |row| Ok((row.get(0)?, row.get::<_, i64>(1)?)))?;
         if memory.sequence != sequence {
             memory.sequence = sequence;
-            memory.next.clear();
+            memory.tails.clear();
         }
-        let tx =
-            Self { connection, memory, insert: None, grown: BTreeMap::new(), groups: BTreeSet::new(), topics: false };
+        let tx = Self {
+            connection,
+            memory,
+            insert: None,
+            grown: BTreeMap::new(),
+            groups: BTreeSet::new(),
+            topics: false,
+            headers: Vec::new(),
+        };
         if tx.memory.topics_changed != Some(topics_changed) {
             tx.memory.topics = load_topics(connection)?;
             tx.memory.topics_changed = Some(topics_changed);
@@ -125,7 +165,7 @@ impl<'a> Tx<'a> {
     pub(super) fn reload_topics(&mut self) -> rusqlite::Result<()> {
         self.topics = true;
         self.memory.topics = load_topics(self.connection)?;
-        self.memory.next.clear();
+        self.memory.tails.clear();
         Ok(())
     }
 
@@ -147,9 +187,12 @@ impl<'a> Tx<'a> {
     /// Writes a record to the place that [`place`](Self::place) told.
     pub(super) fn append(&mut self, record: &OutgoingRecord, place: Place) -> rusqlite::Result<Delivered> {
         let Place { partition, id } = place;
-        let offset = self.next(id)?;
         let timestamp = record.timestamp.unwrap_or_else(now_millis);
-        let headers = headers::encode(&record.headers);
+        let tail = tail(self.connection, &mut self.memory.tails, id)?;
+        let offset = tail.next;
+        self.headers.clear();
+        headers::encode(&record.headers, &mut self.headers);
+        let headers = (!self.headers.is_empty()).then_some(&self.headers[..]);
         let length = |bytes: Option<&[u8]>| bytes.map_or(0, <[u8]>::len) as i64;
         let (key, value) = (record.key.as_deref(), record.value.as_deref());
         let insert = match &mut self.insert {
@@ -159,34 +202,38 @@ impl<'a> Tx<'a> {
             )?),
         };
         insert.execute(params![id, offset, timestamp, key, value, headers])?;
-        self.memory.next.insert(id, offset + 1);
+        tail.next = offset + 1;
+        tail.newest = tail.newest.max(timestamp);
         let growth = self
             .grown
             .entry(id)
             .or_insert_with(|| Growth { source: TopicPartition::new(record.topic.clone(), partition), bytes: 0 });
-        growth.bytes += length(key) + length(value) + length(headers.as_deref());
+        growth.bytes += length(key) + length(value) + length(headers);
         Ok(Delivered { partition, offset, timestamp })
-    }
-
-    fn next(&mut self, id: i64) -> rusqlite::Result<i64> {
-        if let Some(next) = self.memory.next.get(&id) {
-            return Ok(*next);
-        }
-        let mut statement = self.connection.prepare_cached("SELECT next FROM partitions WHERE id = ?")?;
-        let next = statement.query_row([id], |row| row.get(0)).optional()?.unwrap_or(0);
-        self.memory.next.insert(id, next);
-        Ok(next)
     }
 
     /// Commits, and tells what there is to tell.
     pub(super) fn commit(self) -> rusqlite::Result<Changes> {
         let mut changes = Changes { groups: self.groups, topics: self.topics, ..Changes::default() };
         let sequence = self.memory.sequence + 1;
+        let now = now_millis();
         for (id, growth) in self.grown {
-            let next = self.memory.next.get(&id).copied().unwrap_or(0);
+            let tail = tail(self.connection, &mut self.memory.tails, id)?;
+            if tail.next - tail.marked >= MARK_EVERY || now - tail.marked_at >= MARK_AFTER {
+                (tail.marked, tail.marked_at) = (tail.next, now);
+                self.connection
+                    .prepare_cached(
+                        "INSERT OR REPLACE INTO marks (partition, offset, newest, written_at) VALUES (?, ?, ?, ?)",
+                    )?
+                    .execute(params![id, tail.next, tail.newest, now])?;
+            }
+            let Tail { next, newest, marked, marked_at } = *tail;
             self.connection
-                .prepare_cached("UPDATE partitions SET next = ?, bytes = bytes + ?, changed = ? WHERE id = ?")?
-                .execute(params![next, growth.bytes, sequence, id])?;
+                .prepare_cached(
+                    "UPDATE partitions SET next = ?, newest = ?, marked = ?, marked_at = ?, bytes = bytes + ?,
+                     changed = ? WHERE id = ?",
+                )?
+                .execute(params![next, newest, marked, marked_at, growth.bytes, sequence, id])?;
             changes.ends.push((growth.source, next));
         }
         for group in &changes.groups {
@@ -196,7 +243,7 @@ impl<'a> Tx<'a> {
         }
         if !changes.ends.is_empty() || !changes.groups.is_empty() || changes.topics {
             self.connection
-                .prepare_cached("UPDATE state SET sequence = ?1, topics_changed = iif(?2, ?1, topics_changed)")?
+                .prepare_cached("UPDATE state SET sequence = ?1, topics_changed_at = iif(?2, ?1, topics_changed_at)")?
                 .execute(params![sequence, changes.topics])?;
             changes.sequence = Some(sequence);
         }
@@ -219,6 +266,20 @@ impl Memory {
         // No sequence is negative, so all is read anew.
         self.sequence = -1;
     }
+}
+
+/// Where a partition ends, read if it is not known.
+fn tail<'m>(connection: &Connection, tails: &'m mut HashMap<i64, Tail>, id: i64) -> rusqlite::Result<&'m mut Tail> {
+    Ok(match tails.entry(id) {
+        Entry::Occupied(known) => known.into_mut(),
+        Entry::Vacant(unknown) => {
+            let mut statement =
+                connection.prepare_cached("SELECT next, newest, marked, marked_at FROM partitions WHERE id = ?")?;
+            unknown.insert(statement.query_row([id], |row| {
+                Ok(Tail { next: row.get(0)?, newest: row.get(1)?, marked: row.get(2)?, marked_at: row.get(3)? })
+            })?)
+        }
+    })
 }
 
 /// Reads all topics.

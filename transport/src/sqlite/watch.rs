@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use notify::{EventKind, RecursiveMode, Watcher};
 use rusqlite::Connection;
 
+use super::judge::Judge;
 use super::problem::Fault;
 use super::turn::beside;
 use super::{Shared, clean, file, groups};
@@ -17,6 +18,11 @@ use super::{Shared, clean, file, groups};
 const SLOW_POLL: Duration = Duration::from_secs(1);
 /// How often what need not be kept is cleaned away.
 const CLEAN: Duration = Duration::from_secs(5);
+
+/// How often members are looked at that may have died.
+const JUDGE: Duration = Duration::from_millis(900);
+/// Time between two such looks beyond which this process, or all of them, slept.
+const ASLEEP: Duration = Duration::from_secs(4);
 
 /// Ends the watching when it is dropped.
 pub(super) struct Watch {
@@ -47,22 +53,30 @@ pub(super) fn start(shared: &Arc<Shared>) -> std::io::Result<Watch> {
     Ok(Watch { _events: events.ok(), _stop: bell })
 }
 
+/// What the thread has to do at its times.
+struct Duties {
+    beat_due: Instant,
+    judge_due: Instant,
+    judge: Judge,
+}
+
 fn watch(shared: &Weak<Shared>, bells: &Receiver<()>) {
     let mut connection = None;
-    let mut beat_due = Instant::now();
+    let now = Instant::now();
+    let mut duties = Duties { beat_due: now, judge_due: now, judge: Judge::default() };
     let mut clean_due = Instant::now() + CLEAN;
     let mut cleaner = clean::Cleaner::default();
     loop {
         let wait = shared.upgrade().map_or(Duration::ZERO, |shared| {
             let beat = if shared.session.is_needed() { shared.session.interval() } else { SLOW_POLL };
-            beat_due.saturating_duration_since(Instant::now()).min(SLOW_POLL).min(beat)
+            duties.beat_due.saturating_duration_since(Instant::now()).min(SLOW_POLL).min(beat)
         });
         match bells.recv_timeout(wait) {
             Ok(()) | Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => return,
         }
         let Some(shared) = shared.upgrade() else { return };
-        if let Err(error) = look(&shared, &mut connection, &mut beat_due) {
+        if let Err(error) = look(&shared, &mut connection, &mut duties) {
             tracing::warn!(path = %shared.path.display(), error = %error, "could not look at the log file");
             connection = None;
         }
@@ -70,7 +84,7 @@ fn watch(shared: &Weak<Shared>, bells: &Receiver<()>) {
             clean_due = Instant::now() + CLEAN;
             // Heartbeats and bells do not wait until everything is clean.
             let mut meanwhile = |connection: &Connection| {
-                if let Err(error) = attend(&shared, connection, &mut beat_due) {
+                if let Err(error) = attend(&shared, connection, &mut duties) {
                     tracing::warn!(path = %shared.path.display(), %error, "could not look at the log file");
                 }
             };
@@ -83,44 +97,52 @@ fn watch(shared: &Weak<Shared>, bells: &Receiver<()>) {
     }
 }
 
-fn look(shared: &Shared, connection: &mut Option<Connection>, beat_due: &mut Instant) -> rusqlite::Result<()> {
+fn look(shared: &Shared, connection: &mut Option<Connection>, duties: &mut Duties) -> rusqlite::Result<()> {
     let connection = match connection {
         Some(connection) => connection,
         None => match file::reader(&shared.path) {
             Ok(reader) => connection.insert(reader),
             Err(error) => {
                 // Who cannot read for a moment is alive all the same.
-                beat_if_due(shared, beat_due);
+                beat_if_due(shared, &mut duties.beat_due);
                 return Err(error);
             }
         },
     };
-    attend(shared, connection, beat_due)
+    attend(shared, connection, duties)
 }
 
-/// Looks for what others wrote and, when a heartbeat is due, for members that died.
-fn attend(shared: &Shared, connection: &Connection, beat_due: &mut Instant) -> rusqlite::Result<()> {
-    let beat = beat_if_due(shared, beat_due);
+/// Looks for what others wrote and, now and then, for members that died.
+fn attend(shared: &Shared, connection: &Connection, duties: &mut Duties) -> rusqlite::Result<()> {
+    beat_if_due(shared, &mut duties.beat_due);
     if shared.bell.hub.has_ears() {
         shared.bell.look(connection)?;
     }
-    if beat && !groups::expired(connection)?.is_empty() {
-        shared.writer.later(false, |tx| groups::expire(tx).map_err(Fault::from), |_| {});
+    let now = Instant::now();
+    if now >= duties.judge_due {
+        duties.judge_due = now + JUDGE;
+        let watched = groups::watched(connection)?;
+        let silent = duties.judge.look(now, shared.session.is_regular(), ASLEEP, &watched);
+        if !silent.is_empty() || !groups::gone(connection)?.is_empty() {
+            let expire = move |tx: &mut super::tx::Tx<'_>| {
+                groups::expire_gone(tx)?;
+                Ok(groups::expire_silent(tx, &silent)?)
+            };
+            shared.writer.later(false, expire, |_| {});
+        }
     }
     Ok(())
 }
 
-/// Sends a heartbeat if one is due and anybody needs it; whether it did.
-fn beat_if_due(shared: &Shared, beat_due: &mut Instant) -> bool {
+/// Sends a heartbeat if one is due and anybody needs it.
+fn beat_if_due(shared: &Shared, beat_due: &mut Instant) {
     if Instant::now() < *beat_due {
-        return false;
+        return;
     }
     *beat_due = Instant::now() + shared.session.interval();
-    let needed = shared.session.is_needed();
-    if needed {
+    if shared.session.is_needed() {
         beat(shared);
     }
-    needed
 }
 
 /// Says that this process is alive.

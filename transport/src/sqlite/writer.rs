@@ -15,7 +15,7 @@ use tokio::sync::oneshot;
 
 use super::bell::Bell;
 use super::file::{self, Sync};
-use super::problem::{Fault, explain};
+use super::problem::Fault;
 use super::turn::Queue;
 use super::tx::{Changes, Memory, Tx};
 use crate::error::{Error, Result};
@@ -64,12 +64,12 @@ impl Writer {
         let (queue, work) = mpsc::channel();
         let mut thread =
             Thread { path: path.to_owned(), sync, connection: None, lasting: true, memory: Memory::default(), bell };
-        let turns = Queue::open(path).map_err(backend)?;
+        let mut turns = Queue::open(path).map_err(backend)?;
         std::thread::Builder::new()
             .name("log-writer".to_owned())
             .spawn(move || {
                 while let Ok(first) = work.recv() {
-                    thread.serve(first, &work, &turns);
+                    thread.serve(first, &work, &mut turns);
                 }
             })
             .map_err(backend)?;
@@ -166,7 +166,7 @@ struct Thread {
 }
 
 impl Thread {
-    fn serve(&mut self, first: Box<dyn Work>, more: &mpsc::Receiver<Box<dyn Work>>, turns: &Queue) {
+    fn serve(&mut self, first: Box<dyn Work>, more: &mpsc::Receiver<Box<dyn Work>>, turns: &mut Queue) {
         let mut batch = vec![first];
         let turn = turns.enter();
         let mut weight: usize = batch.iter().map(|work| work.weight()).sum();
@@ -180,7 +180,7 @@ impl Thread {
             Some(connection) => Ok(connection),
             None => file::writer(&self.path, self.sync),
         };
-        let written = connection.and_then(|connection| {
+        let written = connection.map_err(Fault::from).and_then(|connection| {
             let lasting = batch.iter().any(|work| work.must_last());
             let written = self.write(&connection, lasting, &mut batch);
             if written.is_ok() || undo(&connection) {
@@ -196,18 +196,13 @@ impl Thread {
             }
             Err(error) => {
                 self.memory.forget();
-                let error = explain(&self.path, "write", error);
+                let error = error.explain(&self.path, "write");
                 batch.into_iter().for_each(|work| work.finish(Some(error.clone())));
             }
         }
     }
 
-    fn write(
-        &mut self,
-        connection: &Connection,
-        lasting: bool,
-        batch: &mut [Box<dyn Work>],
-    ) -> rusqlite::Result<Changes> {
+    fn write(&mut self, connection: &Connection, lasting: bool, batch: &mut [Box<dyn Work>]) -> Result<Changes, Fault> {
         if lasting != self.lasting {
             // What need not last is not worth a flush of the disk.
             let sync = if lasting { self.sync } else { Sync::Normal };
@@ -216,9 +211,11 @@ impl Thread {
         }
         let mut tries = 0;
         let mut tx = loop {
-            match Tx::begin(connection, &mut self.memory) {
+            match Tx::begin(connection, &mut self.memory, &self.path) {
                 Ok(tx) => break tx,
-                Err(error) if error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy) && tries < PATIENCE => {
+                Err(Fault::Sql(error))
+                    if error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy) && tries < PATIENCE =>
+                {
                     tries += 1;
                     tracing::warn!(path = %self.path.display(), "another program holds a lock on the log file");
                 }
@@ -228,7 +225,7 @@ impl Thread {
         for work in batch {
             work.run(&mut tx)?;
         }
-        tx.commit()
+        Ok(tx.commit()?)
     }
 }
 
