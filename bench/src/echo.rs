@@ -54,7 +54,7 @@ impl EchoStep {
             "pipeline: bench\n\
              steps:\n\
              - {{name: echo, type: PIPELINE, module: echo, outputs: [{{to: end}}]{settings}}}\n\
-             - {{name: end, type: SINK, module: echo}}\n"
+             - {{name: end, type: PIPELINE, module: echo}}\n"
         );
         let factory = factory();
         let modules = [(factory.info().module.clone(), factory.info().clone())].into();

@@ -5,6 +5,7 @@
 //! cpu       what processes use
 //! report    tables and JSON
 //! documents, echo    what is moved, and the step that moves it
+//! program, installation    the `pipedoc` command as processes
 //! sqlite, kafka, pipeline, latency, idle    the benches
 //! ```
 //!
@@ -13,9 +14,14 @@
 mod cpu;
 mod documents;
 mod echo;
+mod idle;
+mod installation;
 mod kafka;
+mod latency;
 mod method;
 mod options;
+mod pipeline;
+mod program;
 mod report;
 mod sqlite;
 
@@ -54,7 +60,16 @@ enum OutputFormat {
 enum Bench {
     /// Documents through an echo step on SQLite against raw rusqlite.
     Sqlite,
-    /// Documents through an echo step on Kafka against raw rdkafka.
+    /// A whole pipeline over small text files against a plain loop.
+    Pipeline,
+    /// One document alone: from submit to sink through three processes.
+    Latency,
+    /// What an installation costs while nothing happens.
+    Idle,
+    /// Everything that needs no server: sqlite, pipeline, latency, idle.
+    All,
+    /// Records from topic to topic on Kafka: PipeDoc against a loop by hand with
+    /// rdkafka and against Kafka Streams.
     Kafka(kafka::KafkaArgs),
 }
 
@@ -76,15 +91,25 @@ fn run(arguments: &Arguments) -> anyhow::Result<bool> {
     let options = &arguments.options;
     // As a module's process does it: spans cost something.
     let _telemetry = pipedoc_telemetry::init(&TelemetryConfig::new("bench"))?;
-    let reports = match &arguments.bench {
-        Bench::Sqlite => vec![sqlite::bench(options)?],
-        Bench::Kafka(args) => vec![kafka::bench(args, options)?],
+    let everything: [Measure; 4] = [sqlite::bench, pipeline::bench, latency::bench, idle::bench];
+    let mut met = true;
+    let mut tell = |report: Report| {
+        met &= report.targets.iter().all(|target| target.met);
+        show(&report, arguments.output)
     };
-    for report in &reports {
-        show(report, arguments.output)?;
+    match &arguments.bench {
+        Bench::Sqlite => tell(sqlite::bench(options)?)?,
+        Bench::Pipeline => tell(pipeline::bench(options)?)?,
+        Bench::Latency => tell(latency::bench(options)?)?,
+        Bench::Idle => tell(idle::bench(options)?)?,
+        Bench::Kafka(args) => tell(kafka::bench(args, options)?)?,
+        Bench::All => everything.into_iter().try_for_each(|measure| tell(measure(options)?))?,
     }
-    Ok(options.quick || reports.iter().flat_map(|report| &report.targets).all(|target| target.met))
+    Ok(options.quick || met)
 }
+
+/// A bench.
+type Measure = fn(&Options) -> anyhow::Result<Report>;
 
 fn show(report: &Report, output: OutputFormat) -> anyhow::Result<()> {
     use std::io::Write;
