@@ -4,6 +4,9 @@ use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use pipedoc_sdk::process::LogArgs;
+use pipedoc_transport::open::LogUrl;
+
+use crate::store::StoreArgs;
 
 /// Moves documents through pipelines of small services.
 ///
@@ -54,6 +57,8 @@ pub enum Command {
     /// Looks at dead letters.
     #[command(subcommand)]
     Dlq(DlqCommand),
+    /// Checks the files of a data folder and gives their free room back.
+    Doctor(DoctorArgs),
     /// Makes something new to begin with.
     #[command(subcommand)]
     New(NewCommand),
@@ -90,18 +95,22 @@ pub struct RunArgs {
 /// Where a process keeps its things and what installation it belongs to.
 #[derive(Debug, ClapArgs)]
 pub struct EngineArgs {
-    /// Folder of pipeline files (`*.yaml`, `*.yml`, `*.json`), watched.
-    #[arg(long, value_name = "DIR", env = "PIPEDOC_PIPELINES", default_value = "pipelines")]
-    pub pipelines: PathBuf,
+    /// Where configuration is kept.
+    #[command(flatten)]
+    pub store: StoreArgs,
     /// Folder that the processes of this machine share.
     #[arg(long, value_name = "DIR", env = "PIPEDOC_DATA", default_value = ".pipedoc")]
     pub data: PathBuf,
     /// Which log.
     #[command(flatten)]
     pub log: LogArgs,
-    /// Name of the installation; prefix of its topics and groups.
+    /// Name of the installation; prefix of its topics, groups and keys in Consul.
     #[arg(long, env = "PIPEDOC_CLUSTER", default_value = "local")]
     pub cluster: String,
+    /// Address that others reach this engine at, for Consul's catalog. Default: that
+    /// of --listen.
+    #[arg(long, value_name = "HOST:PORT", env = "PIPEDOC_ADVERTISE")]
+    pub advertise: Option<String>,
     /// Address to serve gRPC on.
     #[arg(long, value_name = "ADDRESS", env = "PIPEDOC_LISTEN", default_value = "127.0.0.1:7400")]
     pub listen: std::net::SocketAddr,
@@ -222,6 +231,25 @@ pub struct DlqListArgs {
     /// Show at most so many of each partition, the newest.
     #[arg(long, default_value_t = 100)]
     pub limit: usize,
+}
+
+/// Arguments of `doctor`.
+#[derive(Debug, ClapArgs)]
+#[command(
+    after_help = "Exit codes: 0 all files are sound; 1 a file is damaged or cannot be read; 2 there is no such file, or it is not PipeDoc's, is newer, or is in use (--compact)."
+)]
+pub struct DoctorArgs {
+    /// Data folder whose `log.db` and `control.db` are looked at (`run` keeps it in
+    /// `<out>/.pipedoc`).
+    #[arg(long, value_name = "DIR", env = "PIPEDOC_DATA", default_value = ".pipedoc")]
+    pub data: PathBuf,
+    /// Just this log: `sqlite:PATH`.
+    #[arg(long, value_name = "URL")]
+    pub log: Option<LogUrl>,
+    /// Gives free room back to the file system. Nothing else may use the files
+    /// meanwhile, and it takes as much room again while it lasts.
+    #[arg(long)]
+    pub compact: bool,
 }
 
 /// What can be made anew.

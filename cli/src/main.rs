@@ -4,6 +4,7 @@
 mod args;
 mod connect;
 mod dlq;
+mod doctor;
 mod engine;
 mod exit;
 mod load;
@@ -14,6 +15,7 @@ mod plan;
 mod run;
 mod show;
 mod status;
+mod store;
 mod submit;
 
 use std::process::ExitCode;
@@ -43,6 +45,7 @@ fn main() -> ExitCode {
             Command::Apply(command) => plan::apply(command, output).await,
             Command::Plan(command) => plan::main(command, output),
             Command::Dlq(DlqCommand::List(command)) => dlq::list(command, output).await,
+            Command::Doctor(command) => doctor::main(command, output).await,
             Command::New(NewCommand::Module(command)) => new::module(&command),
         }
     });
