@@ -1,11 +1,10 @@
-//! `pipedoc engine`: reads pipelines from a folder and tells modules what to do.
+//! `pipedoc engine`: reads pipelines from a folder or Consul and tells modules what to do.
 
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::Context;
 use pipedoc_engine::store::Candidate;
-use pipedoc_engine::store::folder::FolderStore;
 use pipedoc_engine::{Engine, EngineConfig};
 use pipedoc_model::names::ClusterName;
 use pipedoc_sdk::process::Signals;
@@ -22,7 +21,9 @@ pub async fn main(args: EngineArgs) -> anyhow::Result<ExitCode> {
     let _telemetry = pipedoc_telemetry::init(&TelemetryConfig::new("pipedoc-engine"))?;
     let cluster = ClusterName::new(&args.cluster)?;
     std::fs::create_dir_all(&args.data).with_context(|| format!("making data folder {}", args.data.display()))?;
-    let store = FolderStore::open(cluster.clone(), &args.pipelines, &args.data).await?;
+    let wait = args.log.wait.map(|wait| wait.0);
+    let store = args.store.open(&cluster, &args.data, wait).await?;
+    let place = store.describe();
     let log = connect::log(&args.log, &args.data).await?;
     let objects = Objects::local(&args.data.join("objects"))?;
     let listener = TcpListener::bind(args.listen)
@@ -32,13 +33,13 @@ pub async fn main(args: EngineArgs) -> anyhow::Result<ExitCode> {
 
     let engine = Engine::new(EngineConfig {
         cluster: cluster.clone(),
-        store: Arc::new(store),
+        store,
         log,
         objects: Arc::new(objects),
-        candidate: Candidate::new(address.to_string()),
+        candidate: Candidate::new(args.advertise.unwrap_or_else(|| address.to_string())),
         variables: args.variables.into_iter().collect(),
     });
-    tracing::info!(%cluster, %address, pipelines = %args.pipelines.display(), "the engine serves");
+    tracing::info!(%cluster, %address, configuration = place, "the engine serves");
 
     let shutdown = CancellationToken::new();
     let mut signals = Signals::new()?;

@@ -59,6 +59,10 @@ impl std::str::FromStr for Format {
     }
 }
 
+/// Libraries that log what we handle ourselves, as errors and with whole URLs. A
+/// filter that names them wins.
+const SILENT: &str = "consulrs=off,rustify=off";
+
 /// A format that does not exist.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("log format {found:?} does not exist; there are `text` and `json`")]
@@ -119,7 +123,8 @@ impl Drop for Guard {
 pub fn init(config: &TelemetryConfig) -> Result<Guard, Error> {
     let given = config.filter.clone().or_else(|| std::env::var(FILTER_VARIABLE).ok());
     let filter = given.filter(|filter| !filter.trim().is_empty()).unwrap_or_else(|| config.default_filter.to_owned());
-    let env_filter = EnvFilter::try_new(&filter).map_err(|source| Error::Filter { filter: filter.clone(), source })?;
+    let env_filter = EnvFilter::try_new(format!("{SILENT},{filter}"))
+        .map_err(|source| Error::Filter { filter: filter.clone(), source })?;
     let (provider, traces) = trace_layer(&config.service);
     let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
     let lines = match config.format {

@@ -2,7 +2,7 @@
 //!
 //! Registered again now and then: an agent that lost its data forgets us.
 
-use std::net::SocketAddr;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -35,16 +35,27 @@ pub(super) struct Registration {
     client: Arc<Client>,
     service: String,
     id: String,
-    address: SocketAddr,
+    host: String,
+    port: u16,
 }
 
 impl Registration {
     /// The entry of an engine; none for one whose address others cannot use.
     pub(super) fn new(client: Arc<Client>, cluster: &ClusterName, candidate: &Candidate) -> Option<Self> {
-        let address: SocketAddr = candidate.address.parse().ok()?;
+        let (host, port) = candidate.address.rsplit_once(':')?;
+        let host = host.trim_start_matches('[').trim_end_matches(']');
+        let unreachable = host.is_empty() || host.parse::<IpAddr>().is_ok_and(|address| address.is_unspecified());
+        let port = port.parse().ok()?;
+        if unreachable {
+            tracing::warn!(
+                address = candidate.address,
+                "not in Consul's catalog: nobody reaches an engine there; give --advertise HOST:PORT"
+            );
+            return None;
+        }
         let service = service_name(cluster);
         let id = format!("{service}-{}", candidate.name);
-        Some(Self { client, service, id, address })
+        Some(Self { client, service, id, host: host.to_owned(), port })
     }
 
     /// Keeps the entry until `stop`, then takes it out.
@@ -80,10 +91,18 @@ impl Registration {
         }
     }
 
+    fn address(&self) -> String {
+        if self.host.contains(':') {
+            format!("[{}]:{}", self.host, self.port)
+        } else {
+            format!("{}:{}", self.host, self.port)
+        }
+    }
+
     fn entry(&self) -> Option<RegisterServiceRequest> {
         let check = AgentServiceCheck {
             name: Some("gRPC health".into()),
-            grpc: Some(self.address.to_string()),
+            grpc: Some(self.address()),
             interval: Some(CHECK_EVERY.into()),
             timeout: Some("2s".into()),
             // Healthy from the start: it registers when it serves.
@@ -92,7 +111,7 @@ impl Registration {
             ..AgentServiceCheck::default()
         };
         let mut entry = RegisterServiceRequest::builder();
-        entry.name(&self.service).id(&self.id).address(self.address.ip().to_string()).port(self.address.port());
+        entry.name(&self.service).id(&self.id).address(self.host.as_str()).port(self.port);
         entry.check(check).build().ok()
     }
 }
