@@ -15,4 +15,5 @@ mod system {
     mod sqlite_load;
     mod sqlite_sync;
     mod worker;
+    mod zombies;
 }
