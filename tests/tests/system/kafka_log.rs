@@ -419,6 +419,41 @@ async fn paused_partitions_keep_what_was_read_ahead() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_partition_that_is_paused_and_resumed_at_any_moment_keeps_its_order() {
+    const COUNT: usize = 20_000;
+    let Some(kafka) = kafka::shared("a_partition_that_is_paused_and_resumed_at_any_moment_keeps_its_order") else {
+        return;
+    };
+    let log = log(kafka).await;
+    let topic = topic(&log, "toggled", 1, TopicSettings::default()).await;
+    let producer = log.producer(ProducerConfig::default()).await.unwrap();
+    for report in producer.send((0..COUNT).map(|n| record(&topic, n.to_string())).collect()).await.unwrap().await {
+        report.unwrap();
+    }
+    let mut config = alone(&topic, Start::Earliest);
+    config.max_records = 10;
+    let consumer = log.consumer(config).await.unwrap();
+    let source = TopicPartition::new(topic.clone(), 0);
+    let (toggled, toggling) = (source.clone(), Arc::clone(&consumer));
+    let toggle = tokio::spawn(async move {
+        loop {
+            toggling.pause(std::slice::from_ref(&toggled));
+            tokio::time::sleep(Duration::from_millis(2)).await;
+            toggling.resume(std::slice::from_ref(&toggled));
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    });
+    let mut seen = 0;
+    while seen < COUNT {
+        if let Event::Records(batch) = next(&consumer).await {
+            assert_eq!(batch.records[0].value.as_deref(), Some(seen.to_string().as_bytes()), "in order, none twice");
+            seen += batch.records.len();
+        }
+    }
+    toggle.abort();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn clients_go_on_when_their_broker_comes_back() {
     const TEST: &str = "clients_go_on_when_their_broker_comes_back";
     let mut kafka = match Kafka::start(&[]) {

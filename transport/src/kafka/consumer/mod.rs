@@ -228,7 +228,8 @@ impl Inbox {
             shared.batch_taken();
         }
         match item.source() {
-            Some(source) if shared.is_paused(source) => {
+            // Behind those that were held, also when the partition was resumed this moment.
+            Some(source) if shared.is_paused(source) || self.held.contains_key(source) => {
                 self.held.entry(source.clone()).or_default().push_back(item);
                 None
             }
