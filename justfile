@@ -27,3 +27,11 @@ kills times="200":
 # Ten processes on one SQLite file at full load, for so many minutes (CI: 5 seconds).
 load minutes="10":
     PIPEDOC_TEST_MINUTES={{minutes}} cargo test -p pipedoc-tests --test system sqlite_load -- --nocapture
+
+# Many more scenarios of the runtime against its model, in paused time; a seed is set by PIPEDOC_TEST_SEED.
+model cases="3000":
+    PIPEDOC_TEST_CASES={{cases}} cargo test -p pipedoc-sdk --test runtime_model whatever_happens -- --nocapture
+
+# The same on SQLite, in real time: some seconds a scenario.
+model-on-sqlite cases="200":
+    PIPEDOC_TEST_CASES={{cases}} cargo test -p pipedoc-sdk --test runtime_model on_sqlite -- --nocapture
