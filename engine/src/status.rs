@@ -128,9 +128,10 @@ async fn numbers(plan: &StepPlan, log: &dyn Log) -> LogResult<(i64, i64)> {
     if plan.inputs.is_empty() {
         return Ok((0, dead_letters));
     }
-    let committed = log.group_offsets(&plan.group).await?;
+    let topics = input_topics(plan, log).await?;
+    let committed = log.group_offsets_of(&plan.group, &topics).await?;
     let mut lag = 0;
-    for topic in input_topics(plan, log).await? {
+    for topic in topics {
         for (ends, partition) in known(log.ends(&topic).await)?.into_iter().zip(0..) {
             let place = committed.get(&TopicPartition::new(topic.clone(), partition));
             let done = place.map_or(ends.start, |place| place.offset.max(ends.start));

@@ -427,8 +427,17 @@ pub trait Log: Send + Sync + 'static {
         Err(Error::Misuse { operation: "delete_records", reason: "this log keeps its records" })
     }
 
-    /// All that a group has committed.
+    /// All that a group has committed. On Kafka the cost grows with the partitions
+    /// of the cluster; see [`Log::group_offsets_of`].
     async fn group_offsets(&self, group: &str) -> Result<BTreeMap<TopicPartition, Committed>>;
+
+    /// What a group has committed in some topics; one that does not exist has
+    /// nothing.
+    async fn group_offsets_of(&self, group: &str, topics: &[Topic]) -> Result<BTreeMap<TopicPartition, Committed>> {
+        let mut committed = self.group_offsets(group).await?;
+        committed.retain(|source, _| topics.contains(&source.topic));
+        Ok(committed)
+    }
 
     /// Sets a group's offsets from outside. An error while the group has members.
     async fn set_group_offsets(&self, group: &str, commits: &[Commit]) -> Result<()>;

@@ -44,8 +44,9 @@ async fn done(
     step: &StepPlan,
     seen: &mut BTreeMap<TopicPartition, i64>,
 ) -> pipedoc_transport::error::Result<bool> {
-    let committed = log.group_offsets(&step.group).await?;
-    for topic in inputs(log, step).await? {
+    let topics = inputs(log, step).await?;
+    let committed = log.group_offsets_of(&step.group, &topics).await?;
+    for topic in topics {
         for (partition, Ends { start, end }) in (0..).zip(log.ends(&topic).await?) {
             let partition = TopicPartition::new(topic.clone(), partition);
             let done = committed.get(&partition).map_or(start, |committed| committed.offset);

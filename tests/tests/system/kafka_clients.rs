@@ -3,16 +3,16 @@
 //! command says of settings that cannot be used.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use pipedoc_model::names::Topic;
 use pipedoc_tests::bed::kafka::{self, Kafka};
-use pipedoc_tests::bed::pipedoc;
+use pipedoc_tests::bed::{eventually, pipedoc};
 use pipedoc_transport::error::Error;
-use pipedoc_transport::kafka::{KafkaConfig, KafkaLog};
+use pipedoc_transport::kafka::{ClientStatistics, KafkaConfig, KafkaLog, StatisticsObserver};
 use pipedoc_transport::log::{
     Commit, Consumer, ConsumerConfig, Event, Log, OutgoingRecord, ProducerConfig, Start, Subscription, TopicPartition,
     TopicSettings, TopicSpec,
@@ -98,7 +98,7 @@ async fn every_compression_is_written_and_read() {
     reader.close().await.unwrap();
     // The broker keeps batches as they were written.
     let segment = kafka.file(&format!("data/{topic}-0/00000000000000000000.log"));
-    let dumped = kafka.tool("kafka.tools.DumpLogSegments", &["--files", &segment.to_string_lossy()]);
+    let dumped = kafka.tool("org.apache.kafka.tools.DumpLogSegments", &["--files", &segment.to_string_lossy()]);
     for codec in codecs {
         assert!(dumped.contains(&format!("compresscodec: {codec}")), "{codec}: {dumped}");
     }
@@ -156,6 +156,8 @@ async fn a_group_divides_its_partitions(kafka: &Kafka, settings: &[(&str, &str)]
     second.close().await.unwrap();
     let offsets = log.group_offsets(&group).await.unwrap();
     assert_eq!(offsets.values().map(|committed| committed.offset).collect::<Vec<_>>(), [10, 10], "{settings:?}");
+    let of = log.group_offsets_of(&group, &[topic.clone(), Topic::new("no-such-topic").unwrap()]).await.unwrap();
+    assert_eq!(of, offsets, "those of its topics are all it has");
     // Members have left, so the group may be set back.
     log.set_group_offsets(&group, &[commit(&topic, 0, 3)]).await.unwrap();
     let offsets = log.group_offsets(&group).await.unwrap();
@@ -246,15 +248,47 @@ async fn a_limit_that_was_lowered_is_told_with_the_next_try() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn clients_tell_of_themselves() {
+    let Some(kafka) = kafka::shared("clients_tell_of_themselves") else { return };
+    let told = Arc::new(Mutex::new(Vec::<ClientStatistics>::new()));
+    let mut config = KafkaConfig::new(kafka.bootstrap());
+    let hears = told.clone();
+    config.statistics = StatisticsObserver::new(move |statistics| hears.lock().unwrap().push(statistics.clone()));
+    config.settings.insert("statistics.interval.ms".to_owned(), "100".to_owned());
+    let log = KafkaLog::connect(config).await.unwrap();
+    let topic = topic(&log, "statistics", 1).await;
+    let writer = log.producer(producer(&[])).await.unwrap();
+    for report in writer.send((0..10).map(|n| record(&topic, 0, n.to_string())).collect()).await.unwrap().await {
+        report.unwrap();
+    }
+    let reader = log.consumer(member("reader", &topic, &[])).await.unwrap();
+    assert_eq!(read(&reader, 10).await.len(), 10);
+    let group = format!("group-{topic}");
+    eventually("both clients tell", PATIENCE, async || {
+        let told = told.lock().unwrap();
+        let wrote =
+            told.iter().any(|client| client.sent_records == 10 && client.brokers.iter().any(|broker| broker.up));
+        let read = told.iter().any(|client| {
+            client.group.as_ref() == Some(&group)
+                && client.received_records == 10
+                && client.partitions.iter().any(|partition| partition.lag == Some(0))
+        });
+        (wrote && read).then_some(())
+    })
+    .await;
+    reader.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_cluster_that_is_away_is_waited_for_with_one_line() {
     let told = AtomicUsize::new(0);
     let began = Instant::now();
     let wait = Some(Duration::from_secs(5));
-    let error = KafkaLog::wait_for(KafkaConfig::new("127.0.0.1:1"), wait, &|error| {
+    let tell = |error: &Error| {
         assert!(matches!(error, Error::Unreachable { .. }), "{error:?}");
         told.fetch_add(1, Ordering::SeqCst);
-    });
-    let error = error.await.unwrap_err();
+    };
+    let error = KafkaLog::wait_for(KafkaConfig::new("127.0.0.1:1"), wait, &tell).await.unwrap_err();
     assert!(began.elapsed() >= Duration::from_secs(5), "{:?}", began.elapsed());
     assert_eq!(told.load(Ordering::SeqCst), 1, "one line");
     let Error::Unreachable { address, reason, .. } = &error else { panic!("{error:?}") };

@@ -21,6 +21,7 @@ use tokio::sync::{Notify, oneshot};
 use super::KafkaLog;
 use super::contact::{self, Contact};
 use super::failure::{Attempt, is_unknown_topic};
+use super::statistics::StatisticsObserver;
 use super::topics::Topics;
 use crate::log::{Delivered, Error, Receipt, Reports, Result, TopicPartition};
 
@@ -36,6 +37,7 @@ pub(super) type Ticket = usize;
 pub(super) struct Deliveries {
     contact: Arc<Contact>,
     topics: Arc<Topics>,
+    statistics: StatisticsObserver,
     timeout: Duration,
     /// Who writes, for errors of fencing.
     who: String,
@@ -75,6 +77,7 @@ impl Deliveries {
         Self {
             contact,
             topics,
+            statistics: log.config.statistics.clone(),
             timeout,
             who,
             open: Mutex::default(),
@@ -219,7 +222,9 @@ impl ClientContext for WriterContext {
         self.0.contact.trouble(&error, reason);
     }
 
-    fn stats(&self, _: Statistics) {}
+    fn stats(&self, statistics: Statistics) {
+        self.0.statistics.tell(&statistics, None);
+    }
 }
 
 impl ProducerContext for WriterContext {

@@ -4,7 +4,10 @@
 //! the group's name, and refuses its commits while the group has members.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use pipedoc_model::kafka::{Client, Settings};
 use pipedoc_model::names::Topic;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _};
@@ -13,16 +16,75 @@ use rdkafka::{Offset, TopicPartitionList};
 
 use super::contact::PlainContext;
 use super::failure::{Attempt, not_made};
+use super::topics::Listing;
 use super::{KafkaLog, blocking, settings};
 use crate::log::{Commit, Committed, ConsumerConfig, Error, Result, Subscription, TopicPartition};
 
 /// Longest text that Kafka keeps beside an offset, by default.
 const METADATA_BYTES: usize = 4096;
 
+/// How long a client that asks for a group is kept for the next question.
+const KEPT: Duration = Duration::from_secs(30);
+
+/// Clients with a group's name are kept so long, and no more of them: each has
+/// connections and threads.
+const CLIENTS: usize = 16;
+
+/// A client with a group's name that never joins it.
+type Outsider = Arc<BaseConsumer<PlainContext>>;
+
+/// Clients that have asked for groups a moment ago: whoever watches a group asks
+/// again and again.
+#[derive(Default)]
+pub(super) struct Outsiders(Mutex<BTreeMap<String, (Instant, Outsider)>>);
+
+impl Outsiders {
+    fn get(&self, log: &KafkaLog, group: &str) -> Result<Outsider> {
+        let mut kept = self.0.lock();
+        kept.retain(|_, (used, _)| used.elapsed() < KEPT);
+        if let Some((used, client)) = kept.get_mut(group) {
+            *used = Instant::now();
+            return Ok(client.clone());
+        }
+        let client = Arc::new(outsider(log, group)?);
+        while kept.len() >= CLIENTS {
+            let oldest = kept.iter().min_by_key(|(_, (used, _))| *used).map(|(group, _)| group.clone());
+            oldest.and_then(|oldest| kept.remove(&oldest));
+        }
+        kept.insert(group.to_owned(), (Instant::now(), client.clone()));
+        Ok(client)
+    }
+}
+
 /// All that a group has committed. The client library can only ask for
 /// partitions it names, so it names all.
 pub(super) async fn offsets(log: &KafkaLog, group: &str) -> Result<BTreeMap<TopicPartition, Committed>> {
     let listing = log.topics.list().await?;
+    offsets_in(log, group, listing, false).await
+}
+
+/// What a group has committed in some topics.
+pub(super) async fn offsets_of(
+    log: &KafkaLog,
+    group: &str,
+    topics: &[Topic],
+) -> Result<BTreeMap<TopicPartition, Committed>> {
+    let mut listing = Listing::new();
+    for topic in topics {
+        if let Some(partitions) = log.topics.partitions(topic).await? {
+            listing.insert(topic.clone(), partitions);
+        }
+    }
+    offsets_in(log, group, listing, true).await
+}
+
+/// `named`: errors of single topics count.
+async fn offsets_in(
+    log: &KafkaLog,
+    group: &str,
+    listing: Listing,
+    named: bool,
+) -> Result<BTreeMap<TopicPartition, Committed>> {
     let (log, group) = (log.clone(), group.to_owned());
     blocking(move || {
         let mut asked = TopicPartitionList::new();
@@ -35,8 +97,19 @@ pub(super) async fn offsets(log: &KafkaLog, group: &str) -> Result<BTreeMap<Topi
             return Ok(BTreeMap::new());
         }
         let attempt = Attempt::new("asking for a group's offsets", &log.contact, log.config.timeout).of_group(&group);
-        let client = outsider(&log, &group)?;
-        let found = client.committed_offsets(asked, log.config.timeout).map_err(|error| attempt.failed(error))?;
+        let client = log.outsiders.get(&log, &group)?;
+        let found = client.committed_offsets(asked, log.config.timeout);
+        // Its events are served by nobody else.
+        (0..8).for_each(|_| drop(client.poll(Duration::ZERO)));
+        let found = found.map_err(|error| attempt.failed(error))?;
+        // Of all topics of a cluster, some may be nobody's business.
+        for element in found.elements().iter().filter(|_| named) {
+            match (element.error(), Topic::new(element.topic())) {
+                (Err(error), Ok(topic)) => return Err(attempt.failed_on(&topic, error)),
+                (Err(error), Err(_)) => return Err(attempt.failed(error)),
+                (Ok(()), _) => {}
+            }
+        }
         Ok(committed(&found))
     })
     .await
@@ -140,5 +213,7 @@ fn outsider(log: &KafkaLog, group: &str) -> Result<BaseConsumer<PlainContext>> {
     // Offsets in an open transaction are not committed yet. A reader of committed
     // records would wait for the transaction's end before it tells of the others.
     config.set("isolation.level", "read_uncommitted");
+    // Nobody takes them from its queue.
+    config.set("statistics.interval.ms", "0");
     config.create_with_context(PlainContext(log.contact.clone())).map_err(not_made)
 }

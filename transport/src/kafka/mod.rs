@@ -27,6 +27,7 @@ mod failure;
 mod groups;
 mod producer;
 mod settings;
+mod statistics;
 mod topics;
 mod transactional;
 
@@ -39,8 +40,10 @@ use pipedoc_model::kafka::{self, Settings};
 use pipedoc_model::names::Topic;
 
 use self::contact::Contact;
+use self::groups::Outsiders;
 use self::producer::Producers;
 use self::settings::Cluster;
+pub use self::statistics::{BrokerStatistics, ClientStatistics, PartitionStatistics, StatisticsObserver};
 use self::topics::Topics;
 use crate::log::{
     Commit, Committed, Consumer, ConsumerConfig, Ends, Error, Log, Producer, ProducerConfig, Result, TopicInfo,
@@ -59,6 +62,9 @@ pub struct KafkaConfig {
     /// How long the calls of administration, and the first one above all, wait
     /// for the cluster. Default 10 s.
     pub timeout: Duration,
+    /// Who hears what the clients tell of themselves. Default: nobody but the log
+    /// lines of level debug.
+    pub statistics: StatisticsObserver,
 }
 
 impl std::fmt::Debug for KafkaConfig {
@@ -75,7 +81,12 @@ impl KafkaConfig {
     /// A cluster without further settings.
     #[must_use]
     pub fn new(bootstrap: impl Into<String>) -> Self {
-        Self { bootstrap: bootstrap.into(), settings: BTreeMap::new(), timeout: Duration::from_secs(10) }
+        Self {
+            bootstrap: bootstrap.into(),
+            settings: Settings::new(),
+            timeout: Duration::from_secs(10),
+            statistics: StatisticsObserver::default(),
+        }
     }
 }
 
@@ -90,6 +101,7 @@ pub struct KafkaLog {
     contact: Arc<Contact>,
     topics: Arc<Topics>,
     producers: Arc<Producers>,
+    outsiders: Arc<Outsiders>,
 }
 
 impl std::fmt::Debug for KafkaLog {
@@ -148,9 +160,10 @@ impl KafkaLog {
     fn made(config: KafkaConfig) -> Result<Self> {
         let contact = Arc::new(Contact::new(&config.bootstrap));
         let settings = kafka::check_process(&config.settings).map_err(settings::refused)?;
-        let cluster = Cluster { bootstrap: config.bootstrap, settings, timeout: config.timeout };
+        let KafkaConfig { bootstrap, timeout, statistics, .. } = config;
+        let cluster = Cluster { bootstrap, settings, timeout, statistics };
         let topics = Topics::new(&cluster, contact.clone())?;
-        Ok(Self { config: Arc::new(cluster), contact, topics, producers: Arc::default() })
+        Ok(Self { config: Arc::new(cluster), contact, topics, producers: Arc::default(), outsiders: Arc::default() })
     }
 }
 
@@ -190,6 +203,10 @@ impl Log for KafkaLog {
 
     async fn group_offsets(&self, group: &str) -> Result<BTreeMap<TopicPartition, Committed>> {
         groups::offsets(self, group).await
+    }
+
+    async fn group_offsets_of(&self, group: &str, topics: &[Topic]) -> Result<BTreeMap<TopicPartition, Committed>> {
+        groups::offsets_of(self, group, topics).await
     }
 
     async fn set_group_offsets(&self, group: &str, commits: &[Commit]) -> Result<()> {

@@ -8,6 +8,7 @@ use pipedoc_model::problem::{Problem, Problems};
 use rdkafka::ClientConfig;
 use rdkafka::config::RDKafkaLogLevel;
 
+use super::statistics::StatisticsObserver;
 use crate::log::{ConsumerConfig, Error, Result};
 
 /// A batch of several records holds at most so many bytes, unless a setting says
@@ -24,6 +25,7 @@ pub(super) struct Cluster {
     pub(super) settings: ProcessSettings,
     /// How long calls of administration wait.
     pub(super) timeout: Duration,
+    pub(super) statistics: StatisticsObserver,
 }
 
 impl Cluster {
@@ -86,6 +88,7 @@ pub(super) fn producer(cluster: &Cluster, client_id: &str, settings: &Settings, 
     let mut config = common(cluster, client_id, &Settings::new());
     // How much may wait for the broker before `send` waits for room.
     config.set("queue.buffering.max.kbytes", "65536").set("queue.buffering.max.messages", "100000");
+    config.set("statistics.interval.ms", "15000");
     for (name, value) in settings {
         config.set(name, value);
     }

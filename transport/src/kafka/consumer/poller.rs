@@ -113,6 +113,7 @@ impl Poller {
     fn new(log: &KafkaLog, config: ConsumerConfig, shared: Arc<Shared>, items: UnboundedSender<Item>) -> Result<Self> {
         let context = PollerContext {
             contact: log.contact.clone(),
+            statistics: log.config.statistics.clone(),
             shared: shared.clone(),
             rebalances: parking_lot::Mutex::default(),
             ending: AtomicBool::new(false),

@@ -16,6 +16,7 @@ use rdkafka::{Statistics, TopicPartitionList};
 use tokio::sync::{Notify, oneshot};
 
 use super::super::contact::{self, Contact};
+use super::super::statistics::StatisticsObserver;
 use super::super::topics::Listing;
 use crate::log::{
     AssignedPartition, Commit, ConsumerConfig, Error, Event, RecordBatch, Result, Revocation, Start, Subscription,
@@ -380,6 +381,7 @@ pub(super) enum Rebalance {
 /// polling while a revocation is waited for. librdkafka waits for the answer.
 pub(super) struct PollerContext {
     pub(super) contact: Arc<Contact>,
+    pub(super) statistics: StatisticsObserver,
     pub(super) shared: Arc<Shared>,
     pub(super) rebalances: Mutex<VecDeque<Rebalance>>,
     /// Set when the client ends: rebalances are then answered at once.
@@ -396,6 +398,7 @@ impl ClientContext for PollerContext {
     }
 
     fn stats(&self, statistics: Statistics) {
+        self.statistics.tell(&statistics, self.shared.group());
         self.shared.connected(statistics.brokers.values().any(|broker| broker.state == "UP"));
         let mut owned = self.shared.owned.lock();
         for (source, place) in owned.iter_mut() {

@@ -101,7 +101,12 @@ fn every_setting_in_the_manual_of_the_linked_librdkafka_is_in_the_table() {
 fn cluster(process: &[(&str, &str)]) -> Cluster {
     let given: Settings = process.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
     let settings = kafka::check_process(&given).unwrap();
-    Cluster { bootstrap: "127.0.0.1:1".to_owned(), settings, timeout: Duration::from_secs(1) }
+    Cluster {
+        bootstrap: "127.0.0.1:1".to_owned(),
+        settings,
+        timeout: Duration::from_secs(1),
+        statistics: StatisticsObserver::default(),
+    }
 }
 
 fn own(given: &[(&str, &str)]) -> Settings {
