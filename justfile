@@ -35,3 +35,7 @@ model cases="3000":
 # The same on SQLite, in real time: some seconds a scenario.
 model-on-sqlite cases="200":
     PIPEDOC_TEST_CASES={{cases}} cargo test -p pipedoc-sdk --test runtime_model on_sqlite -- --nocapture
+
+# What PipeDoc costs, side by side with raw clients and plain loops; bench/README.md says how. Below ten minutes.
+bench what="all":
+    cargo run --release -p pipedoc-bench -- {{what}}
