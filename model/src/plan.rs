@@ -115,6 +115,7 @@ fn plan_step(cluster: &ClusterName, pipeline: &PipelineConfig, step: &StepConfig
         batch: step.batch,
         retries: step.retries,
         on_exhausted: step.on_exhausted,
+        stop_at_failure_rate: step.stop_at_failure_rate,
         timeout: step.timeout,
         revoke_grace: step.revoke_grace,
         max_hops: step.max_hops,

@@ -88,6 +88,43 @@ pub enum OnExhausted {
     Skip,
 }
 
+/// A share of the last deliveries, as `20% of the last 500`.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct FailureRate {
+    /// Percent of them, above 0 up to 100.
+    pub percent: f64,
+    /// Of how many, at least 1.
+    pub last: u32,
+}
+
+impl std::fmt::Display for FailureRate {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}% of the last {}", self.percent, self.last)
+    }
+}
+
+impl std::str::FromStr for FailureRate {
+    type Err = NoFailureRate;
+
+    fn from_str(text: &str) -> Result<Self, NoFailureRate> {
+        let mut words = text.split_whitespace();
+        let percent = words.next().and_then(|word| word.strip_suffix('%')).and_then(|number| number.parse().ok());
+        let fixed = [words.next(), words.next(), words.next()] == [Some("of"), Some("the"), Some("last")];
+        let last = words.next().and_then(|number| number.parse().ok());
+        let rate = match (percent, last, words.next()) {
+            (Some(percent), Some(last), None) if fixed => Self { percent, last },
+            _ => return Err(NoFailureRate),
+        };
+        let is_share = rate.percent > 0.0 && rate.percent <= 100.0;
+        if is_share && (1..=1_000_000).contains(&rate.last) { Ok(rate) } else { Err(NoFailureRate) }
+    }
+}
+
+/// A text is no failure rate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a failure rate is written like `20% of the last 500`: above 0 and up to 100 percent, of 1 to 1000000")]
+pub struct NoFailureRate;
+
 /// When claims are read back.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
@@ -225,6 +262,9 @@ pub struct StepPlan {
     pub retries: Retries,
     /// What happens to a record that is given up on.
     pub on_exhausted: OnExhausted,
+    /// At which share of failed deliveries the step stops itself; none: never.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stop_at_failure_rate: Option<FailureRate>,
     /// Longest time of one attempt.
     #[serde(with = "millis")]
     pub timeout: Duration,

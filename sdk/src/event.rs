@@ -4,6 +4,8 @@
 use pipedoc_model::names::StepId;
 use pipedoc_transport::log::TopicPartition;
 
+use crate::runtime::status::StepState;
+
 /// Something that happened in a step.
 ///
 /// Document ids are those of whole documents: events about parts name the parent.
@@ -76,6 +78,28 @@ pub enum Event {
         /// Name of the output.
         output: String,
     },
+    /// A record was given up on, and its partition stands still until the step is
+    /// resumed or begins anew (`on_exhausted: PAUSE`, `stop_at_failure_rate`).
+    PartitionPaused {
+        /// The partition.
+        source: TopicPartition,
+        /// The document; empty when the partition stands still for others.
+        document: String,
+        /// Why, the whole chain.
+        error: String,
+    },
+    /// A partition that stood still is read on.
+    PartitionResumed {
+        /// The partition.
+        source: TopicPartition,
+    },
+    /// Too many deliveries failed (`stop_at_failure_rate`): the step stands still.
+    FailureRateReached {
+        /// How many of how many.
+        reason: String,
+    },
+    /// The step's state in this instance has changed.
+    State(StepState),
     /// Partitions came.
     Assigned(Vec<TopicPartition>),
     /// Partitions went.

@@ -325,6 +325,7 @@ fn plan(factory: &Factory, config: Value) -> Result<StepPlan> {
         batch: None,
         retries: Retries { initial: Duration::from_millis(5), max: Duration::from_millis(50), ..Retries::default() },
         on_exhausted: OnExhausted::DeadLetter,
+        stop_at_failure_rate: None,
         timeout: Duration::from_secs(10),
         revoke_grace: Duration::from_secs(1),
         max_hops: None,

@@ -127,6 +127,18 @@ impl Instance {
         boards.into_iter().map(|board| board.status()).collect()
     }
 
+    /// Lets the partitions of a step go on that stand still because of
+    /// `on_exhausted: PAUSE` or `stop_at_failure_rate`: what stopped them is tried
+    /// again. A step that is paused and then runs again does the same. Returns
+    /// whether the step is here.
+    pub fn resume(&self, step: &StepId) -> bool {
+        let steps = self.0.steps.lock();
+        steps.running.get(step).is_some_and(|running| {
+            running.board.resume();
+            true
+        })
+    }
+
     /// Stops all steps: nothing new is taken, what is in flight may finish within
     /// `grace`, what is done is committed. The instance is of no use afterwards.
     pub async fn stop(&self, grace: Duration) {

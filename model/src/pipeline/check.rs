@@ -124,6 +124,7 @@ impl<'a> Checker<'a> {
             batch: settings.batch,
             retries: settings.retries,
             on_exhausted: settings.on_exhausted,
+            stop_at_failure_rate: settings.stop_at_failure_rate,
             timeout: settings.timeout,
             revoke_grace: settings.revoke_grace,
             max_hops: settings.max_hops,

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::names::{ModuleName, PipelineName, StepId, StepName, Topic};
-use crate::step::{Batch, Delivery, Format, Hydration, Input, OnExhausted, Ordering, Retries, StepType};
+use crate::step::{Batch, Delivery, FailureRate, Format, Hydration, Input, OnExhausted, Ordering, Retries, StepType};
 
 /// Whether the engine makes a topic, only looks at it, or leaves it alone.
 #[derive(
@@ -76,6 +76,8 @@ pub struct StepConfig {
     pub retries: Retries,
     /// What happens to a record that is given up on.
     pub on_exhausted: OnExhausted,
+    /// At which share of failed deliveries it stops itself; none: never.
+    pub stop_at_failure_rate: Option<FailureRate>,
     /// Longest time of one attempt.
     pub timeout: Duration,
     /// How long open deliveries may finish when their partition is revoked.

@@ -184,8 +184,6 @@ fn what_comes_later_is_refused_and_never_ignored() {
         "delivery: AT_MOST_ONCE",
         "hydration: LAZY",
         "hydration: NEVER",
-        "stop_at_failure_rate: 0.5",
-        "on_exhausted: PAUSE",
         "input_kafka_topic: {topic: t, format: JSON}",
         "output_kafka_topics: [{topic: t, format: RAW}]",
     ]
@@ -195,8 +193,34 @@ fn what_comes_later_is_refused_and_never_ignored() {
     insta::assert_snapshot!(all.join("\n"));
     let grpc = "{pipeline: p, steps: [{name: a, type: PIPELINE, module: parser, outputs: [{to: z, transport: GRPC}]}, {name: z, type: SINK, module: writer}]}";
     insta::assert_snapshot!(errors(grpc));
-    for taken in ["ordering: NONE", "ordering: PARTITION", "on_exhausted: SKIP", "batch: {records: 5, bytes: 1MiB}"] {
+    for taken in [
+        "ordering: NONE",
+        "ordering: PARTITION",
+        "on_exhausted: SKIP",
+        "on_exhausted: PAUSE",
+        "stop_at_failure_rate: 20% of the last 500",
+        "batch: {records: 5, bytes: 1MiB}",
+    ] {
         assert!(read(&with_step(taken)).is_ok(), "{taken}");
+    }
+}
+
+#[test]
+fn a_failure_rate_is_a_share_of_the_last_deliveries() {
+    let rate: crate::step::FailureRate = "20% of the last 500".parse().unwrap();
+    assert_eq!((rate.percent, rate.last, rate.to_string().as_str()), (20.0, 500, "20% of the last 500"));
+    for wrong in [
+        "0.5",
+        "20%",
+        "0% of the last 5",
+        "101% of the last 5",
+        "NaN% of the last 5",
+        "5% of the last 0",
+        "5% of the last 9 x",
+    ] {
+        assert!(wrong.parse::<crate::step::FailureRate>().is_err(), "{wrong}");
+        let errors = errors(&with_step(&format!("stop_at_failure_rate: '{wrong}'")));
+        assert!(errors.contains("written like `20% of the last 500`") && errors.contains(wrong), "{errors}");
     }
 }
 

@@ -90,9 +90,10 @@ pub(super) struct Settings {
     pub retries: Option<Retries>,
     /// What happens to a record that is given up on. Default DEAD_LETTER.
     pub on_exhausted: Option<OnExhausted>,
-    /// Share of failed deliveries, 0 to 1, at which the step stops itself. Default: never.
-    #[schemars(range(min = 0.0, max = 1.0))]
-    pub stop_at_failure_rate: Option<f64>,
+    /// Share of failed deliveries at which the step stands still, as
+    /// `20% of the last 500`, before a bad version empties a topic into the dead
+    /// letters. Default: never.
+    pub stop_at_failure_rate: Option<String>,
     /// Longest time of one attempt, as a duration (`60s`). Default `60s`.
     pub timeout: Option<String>,
     /// How long open deliveries may finish when their partition moves to another

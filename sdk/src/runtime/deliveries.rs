@@ -61,7 +61,6 @@ impl Delivery {
     pub(crate) fn is_waiting(&self) -> bool {
         matches!(self.stage, Stage::Waiting)
     }
-
 }
 
 /// The open deliveries of a step, and what still runs of those dropped.
@@ -216,12 +215,20 @@ impl Deliveries {
         begun.map(|delivery| delivery.record.offset).max()
     }
 
+    /// Whether anything of these partitions is open.
+    pub(crate) fn has_any(&self, sources: &[TopicPartition]) -> bool {
+        self.open.values().any(|delivery| sources.contains(&delivery.source))
+    }
+
+    /// Drops what waits of the partitions selected.
+    pub(crate) fn drop_waiting(&mut self, selected: impl Fn(&TopicPartition) -> bool) {
+        self.open.retain(|_, delivery| !delivery.is_waiting() || !selected(&delivery.source));
+    }
+
     /// Drops what waits beyond an offset of a partition.
     pub(crate) fn drop_waiting_beyond(&mut self, source: &TopicPartition, offset: i64) {
         self.open.retain(|_, delivery| {
-            *delivery.source != *source
-                || !delivery.is_waiting()
-                || delivery.record.offset <= offset
+            *delivery.source != *source || !delivery.is_waiting() || delivery.record.offset <= offset
         });
     }
 }

@@ -36,6 +36,7 @@
 //! and a later one of the same key was stored, the later one is stored again
 //! after it: by their last deliveries, the records of a key are always in order.
 
+mod breaker;
 pub(crate) mod claims;
 mod clients;
 mod connect;

@@ -62,6 +62,8 @@ pub(crate) struct Partition {
     pub(crate) window: Window,
     /// Nothing new is admitted: it is being taken away.
     pub(crate) revoking: bool,
+    /// Why it stands still, if it does, until it is told to go on.
+    pub(crate) stopped: Option<String>,
     /// When reading goes on from the watermark, after a send failed.
     pub(crate) restart_at: Option<Instant>,
     /// After a restart, an end of partition seen before the first record is of
@@ -70,8 +72,8 @@ pub(crate) struct Partition {
     failures: u32,
     /// How often going back has failed since the restart.
     stuck: u32,
-    /// Its share of the bounds is full.
-    full: bool,
+    /// Which part of its share of the bounds is used up.
+    full: Full,
     /// Whether the consumer was told to rest.
     pub(crate) resting: bool,
 }
@@ -82,8 +84,23 @@ pub(crate) struct Partitions {
     owned: HashMap<TopicPartition, Partition>,
     next_number: u64,
     bounds: Bounds,
-    /// All of the bounds is used up.
-    full: bool,
+    /// Which of the bounds are used up.
+    full: Full,
+}
+
+/// What is used up, and stays so until less than half of it is used: each on its
+/// own, so that one cannot keep another from being free again.
+#[derive(Debug, Clone, Copy, Default)]
+struct Full {
+    records: bool,
+    remembered: bool,
+    bytes: bool,
+}
+
+impl Full {
+    fn any(self) -> bool {
+        self.records || self.remembered || self.bytes
+    }
 }
 
 impl Partitions {
@@ -100,11 +117,12 @@ impl Partitions {
             number: self.next_number,
             window: Window::new(assigned.position, committed.map(|committed| committed.offset), metadata),
             revoking: false,
+            stopped: None,
             restart_at: None,
             restarted: false,
             failures: 0,
             stuck: 0,
-            full: false,
+            full: Full::default(),
             resting: false,
         };
         self.owned.insert(assigned.source.clone(), partition);
@@ -124,6 +142,12 @@ impl Partitions {
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Partition> {
         self.owned.values()
+    }
+
+    /// Those that stand still, and why.
+    pub(crate) fn stopped(&self) -> Vec<(TopicPartition, String)> {
+        let stopped = self.owned.values().filter_map(|partition| Some((partition, partition.stopped.as_ref()?)));
+        stopped.map(|(partition, reason)| (partition.source.as_ref().clone(), reason.clone())).collect()
     }
 
     #[cfg(test)]
@@ -151,21 +175,22 @@ impl Partitions {
             bytes += partition.window.bytes();
         }
         let Bounds { records: most_records, bytes: most_bytes } = self.bounds;
-        self.full = is_full(self.full, records, most_records) | is_full(self.full, bytes, most_bytes);
+        self.full.records = is_full(self.full.records, records, most_records);
+        self.full.bytes = is_full(self.full.bytes, bytes, most_bytes);
         let shares = self.owned.len().max(1);
         for partition in self.owned.values_mut() {
             let window = &partition.window;
-            let full = partition.full;
+            let full = &mut partition.full;
             let share = (most_records / shares).max(1);
-            partition.full = is_full(full, window.len(), share)
-                | is_full(full, window.span(), share.saturating_mul(DONE_BEYOND))
-                | is_full(full, window.bytes(), (most_bytes / shares).max(1));
+            full.records = is_full(full.records, window.len(), share);
+            full.remembered = is_full(full.remembered, window.span(), share.saturating_mul(DONE_BEYOND));
+            full.bytes = is_full(full.bytes, window.bytes(), (most_bytes / shares).max(1));
         }
     }
 
     /// Whether a partition must not be read now.
     pub(crate) fn must_rest(&self, partition: &Partition) -> bool {
-        self.full || partition.full || partition.revoking || partition.restart_at.is_some()
+        self.full.any() || partition.full.any() || !partition.takes_records()
     }
 }
 
@@ -174,10 +199,22 @@ fn is_full(was_full: bool, used: usize, most: usize) -> bool {
 }
 
 impl Partition {
+    fn takes_records(&self) -> bool {
+        !self.revoking && self.restart_at.is_none() && self.stopped.is_none()
+    }
+
+    /// Goes on after it stood still, from the watermark.
+    pub(crate) fn resume(&mut self, now: Instant) {
+        self.stopped = None;
+        self.window.reset();
+        self.restart_at = Some(now);
+        self.restarted = true;
+    }
+
     /// Takes a record in, into a lane.
     #[must_use]
     pub(crate) fn admit(&mut self, offset: i64, bytes: usize, lane: LaneId) -> Admission {
-        if self.revoking || self.restart_at.is_some() {
+        if !self.takes_records() {
             return Admission::Refused;
         }
         let admission = self.window.admit(offset, bytes, lane);
@@ -186,7 +223,10 @@ impl Partition {
     }
 
     pub(crate) fn end_seen(&mut self, position: i64) {
-        if !self.restarted && self.restart_at.is_none() {
+        // One of the time before a restart lies beyond what was open then. One at the
+        // very place to which reading went back says that nothing was.
+        let is_of_now = !self.restarted || position == self.window.watermark();
+        if is_of_now && self.restart_at.is_none() {
             self.window.end_seen(position);
         }
     }

@@ -10,6 +10,7 @@ use std::time::SystemTime;
 use parking_lot::Mutex;
 use pipedoc_model::names::StepId;
 use pipedoc_transport::log::{Consumer, TopicPartition};
+use tokio::sync::Notify;
 
 use crate::error::Error;
 use crate::event::{Event, Observer};
@@ -56,6 +57,9 @@ pub struct StepStatus {
     pub last_error_at: Option<SystemTime>,
     /// Partitions owned.
     pub partitions: Vec<TopicPartition>,
+    /// Partitions that stand still because a record of theirs was given up on, and
+    /// why: until the step is resumed or begins anew.
+    pub paused: Vec<(TopicPartition, String)>,
     /// Hash of the plan that it runs.
     pub hash: String,
     /// Whether the end of every owned partition was seen, nothing is open and all
@@ -71,6 +75,7 @@ pub(crate) struct Board {
     failed: AtomicU64,
     in_flight: AtomicU64,
     face: Mutex<Face>,
+    resumed: Notify,
 }
 
 struct Face {
@@ -81,6 +86,7 @@ struct Face {
     /// Committed offset of each owned partition.
     partitions: BTreeMap<TopicPartition, i64>,
     drained: bool,
+    paused: Vec<(TopicPartition, String)>,
     consumer: Option<Arc<dyn Consumer>>,
 }
 
@@ -99,8 +105,10 @@ impl Board {
                 last_error_at: None,
                 partitions: BTreeMap::new(),
                 drained: false,
+                paused: Vec::new(),
                 consumer: None,
             }),
+            resumed: Notify::new(),
         }
     }
 
@@ -109,7 +117,30 @@ impl Board {
     }
 
     pub(crate) fn set_state(&self, state: StepState) {
-        self.face.lock().state = state;
+        let before = std::mem::replace(&mut self.face.lock().state, state);
+        if before != state {
+            // Also told outside of what is guarded against panics of observers.
+            let tell = std::panic::AssertUnwindSafe(|| self.event(&Event::State(state)));
+            if std::panic::catch_unwind(tell).is_err() {
+                tracing::error!(step = %self.id, "an observer panicked");
+            }
+        }
+    }
+
+    /// Partitions that stand still, and why.
+    pub(crate) fn set_paused(&self, paused: Vec<(TopicPartition, String)>) {
+        self.face.lock().paused = paused;
+    }
+
+    /// Lets partitions go on that stand still.
+    pub(crate) fn resume(&self) {
+        self.resumed.notify_one();
+    }
+
+    /// Waits until partitions that stand still are to go on. Cancelling it loses
+    /// nothing.
+    pub(crate) async fn resumed(&self) {
+        self.resumed.notified().await;
     }
 
     pub(crate) fn state(&self) -> StepState {
@@ -125,6 +156,7 @@ impl Board {
         let mut face = self.face.lock();
         if consumer.is_none() {
             face.partitions.clear();
+            face.paused.clear();
             face.drained = false;
         }
         face.consumer = consumer;
@@ -214,6 +246,7 @@ impl Board {
             last_error: face.last_error.clone(),
             last_error_at: face.last_error_at,
             partitions: face.partitions.keys().cloned().collect(),
+            paused: face.paused.clone(),
             hash: face.hash.clone(),
             drained: face.drained,
         }

@@ -314,6 +314,9 @@ async fn open_once(around: &Surroundings, plan: &StepPlan, step: &Step) -> Resul
         Program::Documents(_) | Program::Records(_) => plan.step_type != StepType::Connector,
         Program::Connector(_) => plan.step_type == StepType::Connector,
     };
+    if !matches!(program, Program::Documents(_)) {
+        refuse_for_records(plan)?;
+    }
     if !fits {
         return Err(Error::permanent(format!("module {} cannot be a {:?} step", plan.module, plan.step_type)));
     }
@@ -332,9 +335,6 @@ fn refuse_what_comes_later(plan: &StepPlan) -> Result<()> {
         Delivery::ExactlyOnce => missing.push("delivery: EXACTLY_ONCE"),
         Delivery::AtMostOnce => missing.push("delivery: AT_MOST_ONCE"),
     }
-    if plan.on_exhausted == OnExhausted::Pause {
-        missing.push("on_exhausted: PAUSE");
-    }
     if plan.hydration == Hydration::Lazy {
         missing.push("hydration: LAZY");
     }
@@ -346,6 +346,22 @@ fn refuse_what_comes_later(plan: &StepPlan) -> Result<()> {
         return Ok(());
     }
     Err(Error::permanent(format!("not supported yet: {}", missing.join(", "))).with_kind("unsupported"))
+}
+
+/// Settings that only steps of documents keep yet.
+fn refuse_for_records(plan: &StepPlan) -> Result<()> {
+    let mut missing = Vec::new();
+    if plan.on_exhausted == OnExhausted::Pause {
+        missing.push("on_exhausted: PAUSE");
+    }
+    if plan.stop_at_failure_rate.is_some() {
+        missing.push("stop_at_failure_rate");
+    }
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let what = format!("not supported yet for connectors and record modules: {}", missing.join(", "));
+    Err(Error::permanent(what).with_kind("unsupported"))
 }
 
 /// Runs the program, with new clients whenever the old ones break.

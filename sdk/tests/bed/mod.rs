@@ -404,6 +404,7 @@ pub fn plan(name: &str) -> StepPlan {
         batch: None,
         retries: Retries { attempts: 3, initial: Duration::from_millis(20), jitter: 0.0, ..Retries::default() },
         on_exhausted: OnExhausted::DeadLetter,
+        stop_at_failure_rate: None,
         timeout: Duration::from_secs(10),
         revoke_grace: Duration::from_secs(5),
         max_hops: None,

@@ -35,6 +35,7 @@ pub fn body(name: &str) -> v1::StepBody {
         batch: None,
         retries: Retries::default(),
         on_exhausted: OnExhausted::DeadLetter,
+        stop_at_failure_rate: None,
         timeout: Duration::from_secs(60),
         revoke_grace: Duration::from_secs(5),
         max_hops: None,

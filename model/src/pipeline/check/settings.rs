@@ -8,7 +8,7 @@ use super::super::tree::Path;
 use super::super::wire;
 use super::Checker;
 use crate::kafka::{self, Client, Place};
-use crate::step::{Batch, Delivery, Hydration, OnExhausted, Ordering, Retries};
+use crate::step::{Batch, Delivery, FailureRate, Hydration, OnExhausted, Ordering, Retries};
 use crate::text::{parse_duration, parse_size};
 
 /// Settings of a step with everything filled in.
@@ -20,6 +20,7 @@ pub(super) struct Settings {
     pub batch: Option<Batch>,
     pub retries: Retries,
     pub on_exhausted: OnExhausted,
+    pub stop_at_failure_rate: Option<FailureRate>,
     pub timeout: Duration,
     pub revoke_grace: Duration,
     pub max_hops: Option<u32>,
@@ -59,6 +60,7 @@ impl Default for Settings {
             batch: None,
             retries: Retries::default(),
             on_exhausted: OnExhausted::default(),
+            stop_at_failure_rate: None,
             timeout: Duration::from_secs(60),
             revoke_grace: Duration::from_secs(5),
             max_hops: None,
@@ -83,6 +85,12 @@ impl Checker<'_> {
         take(&mut settings.on_exhausted, given.on_exhausted);
         take(&mut settings.topics, given.topics);
         take(&mut settings.hydration, given.hydration);
+        if let Some(text) = &given.stop_at_failure_rate {
+            match text.parse::<FailureRate>() {
+                Ok(rate) => settings.stop_at_failure_rate = Some(rate),
+                Err(error) => self.error(&at.field("stop_at_failure_rate"), format!("{error}; found {text:?}")),
+            }
+        }
         settings.max_hops = given.max_hops.or(settings.max_hops);
         take(&mut settings.timeout, self.duration(given.timeout.as_deref(), &at.field("timeout"), 1));
         take(&mut settings.revoke_grace, self.duration(given.revoke_grace.as_deref(), &at.field("revoke_grace"), 0));
@@ -114,17 +122,7 @@ impl Checker<'_> {
             Some(Hydration::Never) => Some("hydration NEVER is not supported yet; use EAGER"),
             Some(Hydration::Eager) | None => None,
         };
-        let on_exhausted = match given.on_exhausted {
-            Some(OnExhausted::Pause) => Some("on_exhausted PAUSE is not supported yet; use DEAD_LETTER or SKIP"),
-            Some(OnExhausted::DeadLetter | OnExhausted::Skip) | None => None,
-        };
-        let rate = given.stop_at_failure_rate.map(|_| "stop_at_failure_rate is not supported yet; leave it out");
-        for (field, reason) in [
-            ("delivery", delivery),
-            ("hydration", hydration),
-            ("on_exhausted", on_exhausted),
-            ("stop_at_failure_rate", rate),
-        ] {
+        for (field, reason) in [("delivery", delivery), ("hydration", hydration)] {
             if let Some(reason) = reason {
                 self.error(&at.field(field), reason);
             }

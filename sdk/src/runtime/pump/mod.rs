@@ -6,6 +6,7 @@
 
 mod outcome;
 mod ownership;
+mod stops;
 mod task;
 
 use std::sync::Arc;
@@ -17,6 +18,7 @@ use pipedoc_transport::log::{self, Commit, Consumer, Event as LogEvent, Producer
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
+use super::breaker::Breaker;
 use super::deliveries::{Deliveries, Delivery, Stage};
 use super::lanes::{DeliveryId, LaneKey, Lanes};
 use super::outbox::Outbox;
@@ -62,6 +64,7 @@ pub(crate) struct Pump {
     /// Since when something waits for a batch to fill.
     batch_since: Option<Instant>,
     order: Order,
+    breaker: Breaker,
     /// What makes going on with these clients impossible.
     fatal: Option<Error>,
 }
@@ -88,6 +91,7 @@ impl Pump {
         concurrency: usize,
     ) -> Self {
         let (signaller, signals) = mpsc::unbounded_channel();
+        let breaker = Breaker::new(shop.plan.stop_at_failure_rate);
         Self {
             shop,
             board,
@@ -107,6 +111,7 @@ impl Pump {
             commit_failed: false,
             batch_since: None,
             order: Order::Run,
+            breaker,
             fatal: None,
         }
     }
@@ -167,6 +172,7 @@ impl Pump {
                     self.consumed(event)?;
                 }
                 () = sleep_until(deadline) => {}
+                () = self.board.resumed() => self.resume(now),
                 changed = orders.changed() => {
                     // Whoever gave orders is gone: stop at once, as if told to.
                     let order = if changed.is_ok() { *orders.borrow_and_update() } else { Order::Stop { by: now } };
@@ -177,7 +183,10 @@ impl Pump {
     }
 
     fn obey(&mut self, order: Order) {
-        self.order = order;
+        let was_paused = std::mem::replace(&mut self.order, order) == Order::Pause;
+        if was_paused && order == Order::Run {
+            self.resume(Instant::now());
+        }
         self.board.set_state(match order {
             Order::Run => StepState::Running,
             Order::Pause => StepState::Paused,

@@ -7,8 +7,8 @@ use pipedoc_model::step::OnExhausted;
 use pipedoc_transport::log::{self, OutgoingRecord, Record};
 use tokio::time::Instant;
 
-use super::task::{self, Signal};
 use super::Pump;
+use super::task::{self, Signal};
 use crate::error::Error;
 use crate::event::Event;
 use crate::runtime::dead_letter::Reason;
@@ -78,6 +78,7 @@ impl Pump {
                 }
             }
         }
+        self.drop_what_is_stopped();
     }
 
     fn succeeded(&mut self, id: DeliveryId, worked: Worked) {
@@ -131,15 +132,19 @@ impl Pump {
     /// No further attempt is made.
     fn give_up(&mut self, id: DeliveryId, about: About, error: &Error) {
         self.board.error(&error.to_string());
+        let on_exhausted = self.shop.plan.on_exhausted;
+        if self.stops_instead(id, &about, error, on_exhausted == OnExhausted::Pause) {
+            return;
+        }
         let Some(delivery) = self.deliveries.get_mut(id) else { return };
-        match self.shop.plan.on_exhausted {
+        match on_exhausted {
             OnExhausted::Skip => {
                 tracing::warn!(step = %self.shop.plan.id, document = about.document, %error, "skipped");
                 self.board.failed();
                 self.board.event(&Event::Skipped { document: about.document, error: error.to_string() });
                 self.is_settled(id);
             }
-            // A step that asks for PAUSE does not open yet.
+            // PAUSE has stopped the partition.
             OnExhausted::DeadLetter | OnExhausted::Pause => {
                 let record = delivery.record.clone();
                 let reason = Reason::new(error, delivery.attempts);
@@ -208,6 +213,7 @@ impl Pump {
         let Some(delivery) = self.deliveries.get_mut(id) else { return };
         match std::mem::replace(&mut delivery.stage, Stage::Waiting) {
             Stage::Sending { about, sent, partial } => {
+                self.breaker.count(false);
                 self.board.done();
                 if let Some(error) = partial {
                     tracing::warn!(step = %self.shop.plan.id, document = about.document, error, "done with losses");

@@ -34,6 +34,9 @@ impl Pump {
                     self.partitions.assign(partition);
                 }
                 self.event(Event::Assigned(sources));
+                if let Some(reason) = self.breaker.reason() {
+                    self.stop_all(&reason);
+                }
             }
             LogEvent::Records(batch) => self.admit(batch),
             LogEvent::EndOfPartition { source, position } => {
@@ -115,8 +118,7 @@ impl Pump {
     pub(super) fn advance_revocations(&mut self, now: Instant) {
         for at in (0..self.revoking.len()).rev() {
             let sources = self.revoking[at].revocation.partitions.clone();
-            let owned = || sources.iter().filter_map(|source| self.partitions.get(source));
-            if owned().any(|partition| partition.window.len() > 0) {
+            if self.deliveries.has_any(&sources) {
                 if now < self.revoking[at].by {
                     continue;
                 }

@@ -1,0 +1,102 @@
+//! Partitions that stand still because a record of theirs was given up on
+//! (`on_exhausted: PAUSE`), or because too many were (`stop_at_failure_rate`).
+//!
+//! ```text
+//!  read on ──given up──▶ stopped: nothing new begins, what is at work may end
+//!     ▲                     │
+//!     └── resume: everything open is dropped, read anew from the watermark ──┘
+//! ```
+//!
+//! What is done behind the record stays done; it is named in the commits.
+
+use std::sync::Arc;
+
+use pipedoc_transport::log::TopicPartition;
+use tokio::time::Instant;
+
+use super::Pump;
+use crate::error::Error;
+use crate::event::Event;
+use crate::runtime::Order;
+use crate::runtime::lanes::DeliveryId;
+use crate::runtime::status::StepState;
+use crate::runtime::work::About;
+
+impl Pump {
+    /// A delivery is about to be given up on: whether the step stops instead.
+    pub(super) fn stops_instead(&mut self, id: DeliveryId, about: &About, error: &Error, pauses: bool) -> bool {
+        let trips = self.breaker.count(true);
+        let Some(rate) = self.breaker.reason() else {
+            if pauses {
+                self.stop_for(id, about, error);
+            }
+            return pauses;
+        };
+        self.stop_for(id, about, error);
+        if trips {
+            self.board.trouble(&Error::permanent(rate.clone()));
+            self.event(Event::FailureRateReached { reason: rate.clone() });
+            self.board.set_state(StepState::Paused);
+        }
+        self.stop_all(&rate);
+        true
+    }
+
+    /// Stops every partition that does not stand still yet.
+    pub(super) fn stop_all(&mut self, reason: &str) {
+        let sources: Vec<_> = self.partitions.iter().map(|partition| Arc::clone(&partition.source)).collect();
+        for source in sources {
+            self.stop(&source, "", reason);
+        }
+    }
+
+    /// Stops the partition of a delivery that is given up on, which comes again
+    /// when the partition is read on.
+    fn stop_for(&mut self, id: DeliveryId, about: &About, error: &Error) {
+        let Some(delivery) = self.deliveries.remove(id) else { return };
+        self.lanes.leave(delivery.lane, id);
+        self.deliveries.arrived(delivery.lane, id);
+        self.send_letters(delivery.lane);
+        let (offset, source) = (delivery.record.offset, delivery.source);
+        self.stop(&source, &about.document, &format!("offset {offset}: {error}"));
+    }
+
+    fn stop(&mut self, source: &Arc<TopicPartition>, document: &str, reason: &str) {
+        let Some(partition) = self.partitions.get_mut(source) else { return };
+        if partition.stopped.is_none() {
+            partition.stopped = Some(reason.to_owned());
+            tracing::warn!(step = %self.shop.plan.id, %source, document, reason, "the partition stands still");
+            let (source, document, error) = (source.as_ref().clone(), document.to_owned(), reason.to_owned());
+            self.event(Event::PartitionPaused { source, document, error });
+        }
+        self.drop_what_is_stopped();
+    }
+
+    /// Nothing of a stopped partition waits for its turn.
+    pub(super) fn drop_what_is_stopped(&mut self) {
+        let stopped = self.partitions.stopped();
+        if !stopped.is_empty() {
+            self.deliveries.drop_waiting(|source| stopped.iter().any(|(stopped, _)| stopped == source));
+            self.forget_dropped();
+        }
+        self.board.set_paused(stopped);
+    }
+
+    /// Reads on where partitions stand still: what stopped them is tried again.
+    pub(super) fn resume(&mut self, now: Instant) {
+        self.breaker.reset();
+        for (source, _) in self.partitions.stopped() {
+            // What is still at work would be done beside itself.
+            self.deliveries.drop_all(|other| *other == source);
+            if let Some(partition) = self.partitions.get_mut(&source) {
+                partition.resume(now);
+            }
+            self.event(Event::PartitionResumed { source });
+        }
+        self.forget_dropped();
+        self.board.set_paused(Vec::new());
+        if self.order == Order::Run {
+            self.board.set_state(StepState::Running);
+        }
+    }
+}
