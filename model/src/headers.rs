@@ -129,6 +129,14 @@ impl Headers {
         Self(Vec::with_capacity(n))
     }
 
+    /// A copy, with room for `more` that are to be added.
+    #[must_use]
+    pub fn copy_with_room(&self, more: usize) -> Self {
+        let mut copy = Vec::with_capacity(self.0.len() + more);
+        copy.extend_from_slice(&self.0);
+        Self(copy)
+    }
+
     /// The last value of a name, as Kafka's `lastHeader`; `None` when the name
     /// is missing or its last header has no value.
     #[must_use]
@@ -177,6 +185,15 @@ impl Headers {
             None => Name::Shared(Bytes::from(String::from_utf8_lossy(&name).into_owned())),
         };
         self.0.push(Header { name, value });
+    }
+
+    /// As [`append_shared`](Self::append_shared), where a share of the name's memory
+    /// is taken only if it is needed.
+    pub fn append_named(&mut self, name: &[u8], share: impl FnOnce() -> Bytes, value: Option<Bytes>) {
+        match ours(name) {
+            Some(name) => self.0.push(Header { name: Name::Static(name), value }),
+            None => self.append_shared(share(), value),
+        }
     }
 
     /// Adds a header of another record at the end; it shares that record's memory.

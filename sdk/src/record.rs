@@ -25,6 +25,7 @@
 
 mod message;
 mod report;
+mod transaction;
 
 use std::fmt;
 
@@ -32,6 +33,8 @@ pub use message::Message;
 pub use pipedoc_transport::log::{Delivered, Record, RecordBatch, TopicPartition};
 pub use report::Report;
 pub(crate) use report::{Ledger, Settled, of_log};
+
+pub use transaction::Transaction;
 
 use crate::error::{Error, Result};
 use crate::module::Step;
@@ -99,13 +102,58 @@ impl RecordContext {
     /// # Errors
     /// Permanent: the record is not of this batch.
     pub fn mark_as_consumed(&self, record: &Record) -> Result<()> {
-        if self.pipe.mark(record.offset) {
-            return Ok(());
-        }
-        let source = self.partition();
-        Err(Error::permanent(format!("offset {} is not one of this batch of {source}", record.offset))
-            .with_kind("not-in-batch"))
+        if self.pipe.mark(record.offset) { Ok(()) } else { Err(not_in_batch(&self.pipe, record)) }
     }
+
+    /// Does what the closure pipes, sends and marks as one: all of it is seen at once,
+    /// or none of it when the closure fails or [aborts](Transaction::abort). Gives
+    /// where the records lie. What stands outside the closure belongs to the batch's
+    /// own transaction, which follows when the batch is done.
+    ///
+    /// ```no_run
+    /// # use pipedoc_sdk::prelude::*;
+    /// # async fn process(batch: &RecordBatch, context: &RecordContext) -> Result<()> {
+    /// for record in &batch.records {
+    ///     context
+    ///         .transaction(|tx| async move {
+    ///             tx.pipe(record, "out").await?;
+    ///             tx.mark_as_consumed(record)
+    ///         })
+    ///         .await?;
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// The closure's own; what could not be committed. Permanent in a step without
+    /// `delivery: EXACTLY_ONCE`.
+    pub async fn transaction<F, Fut>(&self, work: F) -> Result<Vec<Delivered>>
+    where
+        F: FnOnce(Transaction) -> Fut,
+        Fut: Future<Output = Result<()>>,
+    {
+        let Some(branch) = self.pipe.branch() else {
+            let (step, delivery) = (self.step().id(), self.pipe.delivery());
+            return Err(Error::permanent(format!(
+                "a transaction needs `delivery: EXACTLY_ONCE`; step {step} has `delivery: {delivery}`"
+            ))
+            .with_kind("no-transactions"));
+        };
+        let transaction = Transaction::new(branch);
+        work(transaction.clone()).await?;
+        if transaction.is_aborted() {
+            transaction.pipe_of().end();
+            return Ok(Vec::new());
+        }
+        self.pipe.commit(transaction.pipe_of()).await
+    }
+}
+
+/// Says that a record is not of a batch.
+fn not_in_batch(pipe: &Pipe, record: &Record) -> Error {
+    let (offset, source) = (record.offset, pipe.source());
+    Error::permanent(format!("offset {offset} is not one of this batch of {source}")).with_kind("not-in-batch")
 }
 
 impl fmt::Debug for RecordContext {

@@ -18,7 +18,7 @@ use pipedoc_sdk::instance::StepState;
 use pipedoc_sdk::layers::Layers;
 use pipedoc_sdk::module::Step;
 use pipedoc_sdk::prelude::*;
-use pipedoc_transport::log::{Log as _, OutgoingRecord};
+use pipedoc_transport::log::OutgoingRecord;
 use pipedoc_transport::memory::MemoryLog;
 
 /// Does what the values of its records say, word by word, and writes a diary into
@@ -57,7 +57,9 @@ impl RecordModule for Clerk {
                     "mark" => context.mark_as_consumed(record)?,
                     "fail" if context.attempt() < number.parse()? => return Err(Error::retryable("not yet")),
                     "bad" => return Err(Error::permanent("no good").with_kind("bad")),
-                    "big" => drop(context.pipe(&Record { value: Some(vec![0; 2 << 20].into()), ..record.clone() }, "out")),
+                    "big" => {
+                        drop(context.pipe(&Record { value: Some(vec![0; 2 << 20].into()), ..record.clone() }, "out"))
+                    }
                     "stranger" => context.mark_as_consumed(&Record { offset: 4711, ..record.clone() })?,
                     "slow" => tokio::time::sleep(Duration::from_millis(number.parse()?)).await,
                     "nowhere" => drop(context.pipe(record, "nowhere")),
@@ -118,7 +120,8 @@ fn bed() -> (Bed, MemoryLog) {
 /// Records of one partition, keys `a`, `b`, …, with these values.
 fn letters(values: &[&str]) -> Vec<OutgoingRecord> {
     let letters = ('a'..).zip(values).map(|(key, value)| {
-        let mut record = OutgoingRecord::new(topic("in"), Some(key.to_string().into()), Some((*value).to_owned().into()));
+        let mut record =
+            OutgoingRecord::new(topic("in"), Some(key.to_string().into()), Some((*value).to_owned().into()));
         record.partition = Some(0);
         record
     });
@@ -167,9 +170,8 @@ async fn a_piped_record_keeps_value_key_and_foreign_headers() {
     ran(&bed, &clerks(), vec![record.clone()]).await;
     let piped = bed.await_records("out", 1).await.remove(0);
     assert_eq!((&piped.record.key, &piped.record.value), (&record.key, &record.value));
-    let foreign = |headers: &Headers| -> Vec<_> {
-        headers.iter().filter(|header| header.name().len() == 1).cloned().collect()
-    };
+    let foreign =
+        |headers: &Headers| -> Vec<_> { headers.iter().filter(|header| header.name().len() == 1).cloned().collect() };
     assert_eq!(foreign(&piped.record.headers), foreign(&record.headers));
     let names: Vec<_> = piped.record.headers.iter().map(|header| header.name().to_owned()).collect();
     for name in names.iter().filter(|name| name.len() > 1) {
@@ -283,7 +285,10 @@ async fn the_record_that_cannot_be_piped_is_the_one_given_up_on() {
     let (bed, _) = bed();
     ran(&bed, &clerks(), letters(&["pipe", "pipe", "big", "pipe"])).await;
     let dead = bed.read(DEAD).await;
-    assert_eq!((dead.len(), dead[0].key(), dead[0].header(headers::ERROR_TYPE)), (1, "c".to_owned(), Some("too-large")));
+    assert_eq!(
+        (dead.len(), dead[0].key(), dead[0].header(headers::ERROR_TYPE)),
+        (1, "c".to_owned(), Some("too-large"))
+    );
     let mut piped: Vec<_> = bed.read("out").await.iter().map(bed::Read::key).collect();
     piped.sort();
     piped.dedup();

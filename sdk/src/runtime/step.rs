@@ -21,7 +21,7 @@ use super::claims::{Claims, Shelf};
 use super::connect;
 use super::partitions::Bounds;
 use super::pump::Pump;
-use super::records::{RecordPump, Station};
+use super::records::{Exact, RecordPump, Station};
 use super::route::Router;
 use super::status::{Board, StepState};
 use super::topics::Topics;
@@ -317,6 +317,9 @@ async fn open_once(around: &Surroundings, plan: &StepPlan, step: &Step) -> Resul
     if !matches!(program, Program::Documents(_)) {
         refuse_for_records(plan)?;
     }
+    if plan.delivery == Delivery::ExactlyOnce && !matches!(program, Program::Records(_)) {
+        return Err(Error::permanent("not supported yet: delivery: EXACTLY_ONCE").with_kind("unsupported"));
+    }
     if !fits {
         return Err(Error::permanent(format!("module {} cannot be a {:?} step", plan.module, plan.step_type)));
     }
@@ -331,8 +334,8 @@ fn scrubbed(error: &Error, secrets: &Secrets) -> Error {
 fn refuse_what_comes_later(plan: &StepPlan) -> Result<()> {
     let mut missing = Vec::new();
     match plan.delivery {
-        Delivery::AtLeastOnce => {}
-        Delivery::ExactlyOnce => missing.push("delivery: EXACTLY_ONCE"),
+        // Record modules have it; others are refused when their program is known.
+        Delivery::AtLeastOnce | Delivery::ExactlyOnce => {}
         Delivery::AtMostOnce => missing.push("delivery: AT_MOST_ONCE"),
     }
     if plan.hydration == Hydration::Lazy {
@@ -432,6 +435,7 @@ async fn run_once(
         service,
     });
     let settings = clients::settings("producer", &plan.producer_settings)?;
+    let transactional_settings = settings.clone();
     let producer = around.log.producer(ProducerConfig { client_id: around.id.clone(), settings });
     let producer: Arc<dyn Producer> = producer.await.context("a producer cannot be made")?;
     match program {
@@ -439,7 +443,11 @@ async fn run_once(
         Program::Records(program) => {
             let consumer = input_consumer(around, plan).await?;
             board.set_consumer(Some(Arc::clone(&consumer)));
-            let station = Station::new(shop, Arc::clone(program), producer, Arc::clone(board), concurrency);
+            let exact = (plan.delivery == Delivery::ExactlyOnce).then(|| {
+                let settings = transactional_settings;
+                Exact::new(Arc::clone(&around.log), Arc::clone(&consumer), around.id.clone(), settings)
+            });
+            let station = Station::new(shop, Arc::clone(program), producer, Arc::clone(board), concurrency, exact);
             RecordPump::new(Arc::new(station), consumer, bounds).run(orders).await?;
             return Ok(Ended::Stopped);
         }

@@ -13,14 +13,19 @@
 //! for acknowledgements; when something could not be written, that batch and all
 //! after it are done anew, from memory, in order.
 
+mod attempt;
+mod counter;
+mod exact;
 mod owned;
 mod pipe;
 mod progress;
 mod pump;
+mod sending;
 mod worker;
 
 use std::sync::Arc;
 
+pub(crate) use exact::Exact;
 use parking_lot::Mutex;
 pub(crate) use pipe::Pipe;
 use pipedoc_transport::log::Producer;
@@ -44,6 +49,8 @@ pub(crate) struct Station {
     news: Notify,
     /// What makes going on with these clients impossible.
     fatal: Mutex<Option<Error>>,
+    /// Under `delivery: EXACTLY_ONCE`.
+    exact: Option<Arc<Exact>>,
 }
 
 impl Station {
@@ -54,8 +61,10 @@ impl Station {
         producer: Arc<dyn Producer>,
         board: Arc<Board>,
         concurrency: usize,
+        exact: Option<Exact>,
     ) -> Self {
+        let exact = exact.map(Arc::new);
         let hands = Arc::new(Semaphore::new(concurrency.max(1)));
-        Self { shop, program, producer, board, hands, news: Notify::new(), fatal: Mutex::default() }
+        Self { shop, program, producer, board, hands, news: Notify::new(), fatal: Mutex::default(), exact }
     }
 }

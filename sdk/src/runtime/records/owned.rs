@@ -17,6 +17,8 @@ pub(super) struct Owned {
     pub(super) number: u64,
     /// What the group has committed; -1: nothing.
     pub(super) committed: i64,
+    /// Whether transactions commit its offsets, all but the end of the partition.
+    exact: bool,
     /// Nothing new is admitted: it is being taken away.
     pub(super) revoking: bool,
     /// Whether the consumer was told to hold it back.
@@ -48,6 +50,10 @@ impl Owned {
     ) -> Self {
         let AssignedPartition { source, committed, position } = assigned;
         let progress = Arc::new(Progress::new(*position));
+        if let Some(committed) = committed {
+            let done = crate::progress::decode(committed.offset, &committed.metadata);
+            progress.add_beyond(done.into_iter().flatten());
+        }
         let (batches, inbox) = unbounded_channel();
         let (tasks, to_do) = watch::channel(task);
         let place = Arc::new(source.clone());
@@ -57,6 +63,7 @@ impl Owned {
             // A group that has committed nothing is as good as one that committed the
             // place where reading begins, except that the first commit writes it down.
             committed: committed.as_ref().map_or(-1, |committed| committed.offset),
+            exact: station.exact.is_some(),
             revoking: false,
             resting: false,
             position: *position,
@@ -129,14 +136,23 @@ impl Owned {
 
     /// What to commit, when the group has not committed it yet.
     pub(super) fn uncommitted(&self) -> Option<i64> {
+        if self.exact && !self.is_drained() {
+            return None;
+        }
         let watermark = self.watermark();
-        (watermark > self.committed).then_some(watermark)
+        (watermark > self.committed.max(self.progress.committed())).then_some(watermark)
+    }
+
+    /// What to write beside what is committed.
+    pub(super) fn metadata(&self, offset: i64) -> String {
+        self.progress.metadata(offset, &[])
     }
 
     /// What the group has committed as far as is known; where reading began when
     /// it has nothing.
     pub(super) fn committed_offset(&self) -> i64 {
-        if self.committed < 0 { self.watermark() } else { self.committed }
+        let committed = self.committed.max(self.progress.committed());
+        if committed < 0 { self.watermark() } else { committed }
     }
 
     /// Whether the end of the partition was seen and nothing is open.

@@ -5,27 +5,25 @@
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 
 use bytes::{Bytes, BytesMut};
-use futures::FutureExt;
-use futures::future::BoxFuture;
-use futures::stream::{FuturesUnordered, StreamExt};
 use parking_lot::Mutex;
 use pipedoc_model::headers::{self, Headers};
 use pipedoc_model::names::Topic;
 use pipedoc_model::partition;
+use pipedoc_model::step::Delivery;
 use pipedoc_telemetry::propagation::{continue_trace, write_trace};
-use pipedoc_transport::log::{self, OutgoingRecord, Producer, Receipt, Record, RecordBatch, Reports, TopicPartition};
+use pipedoc_transport::log::{self, Delivered, OutgoingRecord, Producer, Record, RecordBatch, TopicPartition};
+
+use tokio::sync::mpsc::UnboundedSender;
+use tokio::sync::oneshot;
 
 use super::Station;
 use crate::error::{Error, Result};
 use crate::module::Step;
-use crate::record::{Ledger, Message, Report, Settled};
+use crate::record::{Ledger, Message, Report, Settled, of_log};
 use crate::runtime::hop;
-use crate::runtime::outbox::is_of_the_record;
 
 /// Where records come from, in the form in which headers say so.
 #[derive(Debug)]
@@ -47,18 +45,33 @@ impl Source {
     }
 }
 
-/// An attempt at a batch, as its context sees it.
+/// An attempt at a batch, or a transaction within one, as a module sees it.
 pub(crate) struct Pipe {
+    trial: Arc<Trial>,
+    ledger: Arc<Ledger>,
+    notes: Mutex<Notes>,
+}
+
+/// An attempt at a batch.
+struct Trial {
     station: Arc<Station>,
     source: Arc<Source>,
     batch: Arc<RecordBatch>,
     attempt: u32,
     /// Partitions of each topic that may be written to.
-    partitions: Arc<HashMap<Topic, i32>>,
+    partitions: HashMap<Topic, i32>,
     /// Whether each piped record goes on with a trace of its own.
     traced: bool,
-    ledger: Arc<Ledger>,
-    notes: Mutex<Notes>,
+    /// Takes transactions, in steps that have them.
+    jobs: Option<UnboundedSender<Job>>,
+}
+
+/// A transaction to be committed.
+pub(super) struct Job {
+    pub(super) shipment: Shipment,
+    /// Offsets of the records that are done with it.
+    pub(super) marks: Vec<i64>,
+    pub(super) reply: oneshot::Sender<log::Result<Vec<Delivered>>>,
 }
 
 /// What the module has said so far.
@@ -71,20 +84,34 @@ struct Notes {
     marks: Vec<bool>,
     /// The first thing that could not be piped.
     refused: Option<Error>,
+    /// Nothing is taken any more.
+    ended: bool,
 }
 
 /// Records to be sent together.
 #[derive(Debug, Default)]
-struct Shipment {
+pub(super) struct Shipment {
     /// Number of the first.
-    first: u64,
-    records: Vec<OutgoingRecord>,
+    pub(super) first: u64,
+    pub(super) records: Vec<OutgoingRecord>,
     /// Offset of the record that each was piped for, or [`NONE`].
-    origins: Vec<i64>,
+    pub(super) origins: Vec<i64>,
 }
 
 /// Sent for no record in particular.
-const NONE: i64 = -1;
+pub(super) const NONE: i64 = -1;
+
+impl Shipment {
+    /// One record, sent for none in particular.
+    pub(super) fn of(record: OutgoingRecord) -> Self {
+        Self { first: 0, records: vec![record], origins: vec![NONE] }
+    }
+
+    /// Bytes of its values.
+    pub(super) fn bytes(&self) -> usize {
+        self.records.iter().map(|record| record.value.as_ref().map_or(0, Bytes::len)).sum()
+    }
+}
 
 impl Pipe {
     pub(super) fn new(
@@ -92,33 +119,93 @@ impl Pipe {
         source: Arc<Source>,
         batch: Arc<RecordBatch>,
         attempt: u32,
-        partitions: Arc<HashMap<Topic, i32>>,
+        partitions: HashMap<Topic, i32>,
+        jobs: Option<UnboundedSender<Job>>,
         span: &tracing::Span,
     ) -> Self {
         let mut probe = Headers::new();
         write_trace(span, &mut probe);
         let traced = !probe.is_empty();
-        let ledger = Arc::default();
-        Self { station, source, batch, attempt, partitions, traced, ledger, notes: Mutex::default() }
+        let trial = Trial { station, source, batch, attempt, partitions, traced, jobs };
+        Self { trial: Arc::new(trial), ledger: Arc::default(), notes: Mutex::default() }
+    }
+
+    /// The same for a transaction; none where the step has no transactions.
+    pub(crate) fn branch(&self) -> Option<Self> {
+        self.trial.jobs.as_ref()?;
+        Some(Self { trial: Arc::clone(&self.trial), ledger: Arc::default(), notes: Mutex::default() })
+    }
+
+    /// The step's delivery, as pipeline files write it.
+    pub(crate) fn delivery(&self) -> &'static str {
+        match self.trial.station.shop.plan.delivery {
+            Delivery::AtLeastOnce => "AT_LEAST_ONCE",
+            Delivery::ExactlyOnce => "EXACTLY_ONCE",
+            Delivery::AtMostOnce => "AT_MOST_ONCE",
+        }
+    }
+
+    /// Commits what a branch has gathered.
+    pub(crate) async fn commit(&self, branch: &Self) -> Result<Vec<Delivered>> {
+        branch.end();
+        if let Some(error) = branch.take_refused() {
+            return Err(error);
+        }
+        let (reply, answer) = oneshot::channel();
+        let marks = branch.take_marks().into_iter().zip(&self.trial.batch.records);
+        let marks = marks.filter(|(marked, _)| *marked).map(|(_, record)| record.offset).collect();
+        if let Some(jobs) = &self.trial.jobs {
+            // When the worker has ended, the reply is dropped.
+            let _ = jobs.send(Job { shipment: branch.take_waiting(), marks, reply });
+        }
+        match answer.await {
+            Ok(result) => result.map_err(of_log),
+            Err(_) => Err(Error::retryable("the partition was given up before the transaction was committed")),
+        }
+    }
+
+    /// Takes nothing any more.
+    pub(crate) fn end(&self) {
+        self.notes.lock().ended = true;
+    }
+
+    /// Whether what is piped is kept for a transaction.
+    pub(super) fn is_exact(&self) -> bool {
+        self.trial.jobs.is_some()
+    }
+
+    pub(super) fn producer(&self) -> Arc<dyn Producer> {
+        Arc::clone(&self.trial.station.producer)
+    }
+
+    pub(super) fn ledger(&self) -> Arc<Ledger> {
+        Arc::clone(&self.ledger)
+    }
+
+    /// All that was piped and not taken yet.
+    pub(super) fn take_waiting(&self) -> Shipment {
+        std::mem::take(&mut self.notes.lock().waiting)
     }
 
     pub(crate) fn step(&self) -> &Step {
-        &self.station.shop.step
+        &self.trial.station.shop.step
     }
 
     pub(crate) fn source(&self) -> &TopicPartition {
-        &self.source.place
+        &self.trial.source.place
     }
 
     pub(crate) fn attempt(&self) -> u32 {
-        self.attempt
+        self.trial.attempt
     }
 
     /// Marks the record at an offset; `false` when the batch has none there.
     pub(crate) fn mark(&self, offset: i64) -> bool {
-        let Ok(at) = self.batch.records.binary_search_by_key(&offset, |record| record.offset) else { return false };
+        let Ok(at) = self.trial.batch.records.binary_search_by_key(&offset, |record| record.offset) else {
+            return false;
+        };
         let mut notes = self.notes.lock();
-        notes.marks.resize(self.batch.records.len(), false);
+        notes.marks.resize(self.trial.batch.records.len(), false);
         notes.marks[at] = true;
         true
     }
@@ -139,7 +226,7 @@ impl Pipe {
             Ok(found) => found,
             Err(error) => return self.refuse(error),
         };
-        let keyless = partition::for_source(self.source.place.partition, partitions);
+        let keyless = partition::for_source(self.source().partition, partitions);
         let mut hops = Hops::default();
         let mut outgoing = Vec::with_capacity(records.size_hint().0);
         let mut origins = Vec::with_capacity(records.size_hint().0);
@@ -151,7 +238,7 @@ impl Pipe {
                 partition: None,
                 timestamp: None,
             };
-            self.station.program.enhance(&mut message, record);
+            self.trial.station.program.enhance(&mut message, record);
             if message.key.is_none() && message.partition.is_none() {
                 message.partition = Some(keyless);
             }
@@ -173,9 +260,9 @@ impl Pipe {
     }
 
     fn topic(&self, to: &str) -> Result<(&Topic, i32)> {
-        let router = &self.station.shop.router;
+        let router = &self.trial.station.shop.router;
         let topic = router.topic(to).ok_or_else(|| router.unknown(to))?;
-        match self.partitions.get(topic) {
+        match self.trial.partitions.get(topic) {
             Some(partitions) => Ok((topic, *partitions)),
             None => Err(Error::permanent(log::Error::UnknownTopic { topic: topic.clone() }).with_kind("unknown-topic")),
         }
@@ -189,6 +276,9 @@ impl Pipe {
 
     fn enqueue(&self, records: Vec<OutgoingRecord>, origins: Vec<i64>) -> Report {
         let mut notes = self.notes.lock();
+        if notes.ended {
+            return Report::failed(Error::permanent("the transaction has ended").with_kind("ended"));
+        }
         let numbers = notes.next..notes.next + records.len() as u64;
         notes.next = numbers.end;
         let waiting = &mut notes.waiting;
@@ -199,7 +289,12 @@ impl Pipe {
             waiting.origins.extend(origins);
         }
         drop(notes);
-        self.ledger.report(numbers)
+        let report = self.ledger.report(numbers.clone());
+        if self.is_exact() {
+            // It is written with its transaction.
+            self.ledger.settle(numbers.start, Settled::Taken((numbers.end - numbers.start) as usize));
+        }
+        report
     }
 
     /// Headers of what is piped for a record: foreign ones as they are and in order,
@@ -226,10 +321,11 @@ impl Pipe {
             }
             next.push(header.clone());
         }
-        next.append_ours(headers::SOURCE_TOPIC, self.source.topic.clone());
-        next.append_ours(headers::SOURCE_PARTITION, self.source.partition.clone());
+        let source = &self.trial.source;
+        next.append_ours(headers::SOURCE_TOPIC, source.topic.clone());
+        next.append_ours(headers::SOURCE_PARTITION, source.partition.clone());
         next.append_ours(headers::SOURCE_OFFSET, hops.number(record.offset));
-        next.append_ours(headers::SOURCE_CONSUMER_GROUP, self.source.group.clone());
+        next.append_ours(headers::SOURCE_CONSUMER_GROUP, source.group.clone());
         next.append_ours(headers::HOP, hops.hop(hop.saturating_add(1)));
         if !stream {
             next.append_ours(headers::STREAM_ID, Bytes::from(hop::new_stream()));
@@ -240,9 +336,9 @@ impl Pipe {
         if !identity && let Some(key) = record.key.as_ref().filter(|key| is_text(key)) {
             next.append_ours(headers::DOCUMENT_ID, key.clone());
         }
-        if self.traced {
+        if self.trial.traced {
             // Each record has a trace of its own, so each hop a span of its own.
-            let span = tracing::info_span!("pipe", source = %self.source.place, offset = record.offset);
+            let span = tracing::info_span!("pipe", source = %source.place, offset = record.offset);
             continue_trace(&span, &record.headers);
             write_trace(&span, &mut next);
         }
@@ -287,146 +383,6 @@ impl Hops {
         self.last = Some((hop, text.clone()));
         text
     }
-}
-
-/// What came of everything that an attempt has piped.
-#[derive(Debug, Default)]
-pub(super) struct Outcome {
-    /// How many records were piped.
-    pub(super) sent: usize,
-    /// The error that says most, and the offset that it is about: one that may pass
-    /// before one that will not, as then all are sent again.
-    pub(super) failed: Option<(log::Error, Option<i64>)>,
-}
-
-impl Outcome {
-    fn note(&mut self, error: log::Error, origin: i64) {
-        if self.failed.as_ref().is_none_or(|(known, _)| is_of_the_record(known) && !is_of_the_record(&error)) {
-            self.failed = Some((error, (origin != NONE).then_some(origin)));
-        }
-    }
-}
-
-/// Gives what an attempt pipes to the producer, in order, and hears what becomes of it.
-pub(super) struct Sending {
-    producer: Arc<dyn Producer>,
-    ledger: Arc<Ledger>,
-    taking: Option<(Way, BoxFuture<'static, log::Result<Receipt>>)>,
-    receipts: FuturesUnordered<BoxFuture<'static, (Way, Reports)>>,
-    outcome: Outcome,
-}
-
-/// What a shipment's reports are about.
-struct Way {
-    first: u64,
-    origins: Vec<i64>,
-}
-
-impl Sending {
-    pub(super) fn new(pipe: &Pipe) -> Self {
-        Self {
-            producer: Arc::clone(&pipe.station.producer),
-            ledger: Arc::clone(&pipe.ledger),
-            taking: None,
-            receipts: FuturesUnordered::new(),
-            outcome: Outcome::default(),
-        }
-    }
-
-    /// Sends what waits; ready when the producer has taken it all.
-    pub(super) fn poll_taken(&mut self, pipe: &Pipe, context: &mut Context<'_>) -> Poll<()> {
-        loop {
-            if self.taking.is_none() {
-                let shipment = std::mem::take(&mut pipe.notes.lock().waiting);
-                if shipment.records.is_empty() {
-                    return Poll::Ready(());
-                }
-                let way = Way { first: shipment.first, origins: shipment.origins };
-                self.outcome.sent += shipment.records.len();
-                if self.outcome.failed.as_ref().is_some_and(|(error, _)| !is_of_the_record(error)) {
-                    // Nothing overtakes what has to be sent again.
-                    let closed = || Err(log::Error::Closed { what: "batch" });
-                    self.settle(way, shipment.records.iter().map(|_| closed()).collect());
-                    continue;
-                }
-                let producer = Arc::clone(&self.producer);
-                let taking = async move { producer.send(shipment.records).await }.boxed();
-                self.taking = Some((way, taking));
-            }
-            let Some((_, taking)) = &mut self.taking else { return Poll::Ready(()) };
-            let Poll::Ready(taken) = taking.poll_unpin(context) else { return Poll::Pending };
-            let Some((way, _)) = self.taking.take() else { return Poll::Ready(()) };
-            match taken {
-                Ok(receipt) => self.receipts.push(receipt.map(move |reports| (way, reports)).boxed()),
-                Err(error) => {
-                    let reports = way.origins.iter().map(|_| Err(error.clone())).collect();
-                    self.settle(way, reports);
-                }
-            }
-        }
-    }
-
-    /// Hears of acknowledgements; ready when none is awaited.
-    pub(super) fn poll_settled(&mut self, context: &mut Context<'_>) -> Poll<()> {
-        loop {
-            match self.receipts.poll_next_unpin(context) {
-                Poll::Ready(Some((way, reports))) => self.settle(way, reports),
-                Poll::Ready(None) => return Poll::Ready(()),
-                Poll::Pending => return Poll::Pending,
-            }
-        }
-    }
-
-    /// Waits for all acknowledgements. Everything must have been taken.
-    pub(super) async fn settled(mut self) -> Outcome {
-        std::future::poll_fn(|context| self.poll_settled(context)).await;
-        std::mem::take(&mut self.outcome)
-    }
-
-    fn settle(&mut self, way: Way, mut reports: Reports) {
-        // A report that is missing is one that says nothing good.
-        reports.resize_with(way.origins.len(), || Err(log::Error::Closed { what: "producer" }));
-        for (report, origin) in reports.iter().zip(&way.origins) {
-            if let Err(error) = report {
-                self.outcome.note(error.clone(), *origin);
-            }
-        }
-        self.ledger.settle(way.first, Settled::Reports(reports));
-    }
-}
-
-impl Drop for Sending {
-    fn drop(&mut self) {
-        self.ledger.close();
-    }
-}
-
-/// Runs a module's future and sends what it pipes, until it has returned and all of
-/// it was taken.
-pub(super) async fn drive<T>(
-    pipe: &Pipe,
-    sending: &mut Sending,
-    mut module: Pin<&mut (dyn Future<Output = T> + Send)>,
-) -> T {
-    let mut result = None;
-    std::future::poll_fn(|context| {
-        if result.is_none()
-            && let Poll::Ready(value) = module.as_mut().poll(context)
-        {
-            result = Some(value);
-        }
-        let taken = sending.poll_taken(pipe, context);
-        // Reports that the module awaits are settled here.
-        let _ = sending.poll_settled(context);
-        match (taken, result.take()) {
-            (Poll::Ready(()), Some(value)) => Poll::Ready(value),
-            (_, kept) => {
-                result = kept;
-                Poll::Pending
-            }
-        }
-    })
-    .await
 }
 
 #[cfg(test)]

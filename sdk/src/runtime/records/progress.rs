@@ -1,6 +1,12 @@
 //! What a partition's worker tells the pump, without a lock.
 
+use std::collections::BTreeSet;
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
+
+use parking_lot::Mutex;
+
+use crate::progress;
 
 /// How far a partition is.
 #[derive(Debug, Default)]
@@ -9,6 +15,10 @@ pub(super) struct Progress {
     done: AtomicI64,
     /// Records and bytes that were admitted and are done or dropped.
     records: AtomicUsize,
+    /// Offsets that are done beyond it.
+    beyond: Mutex<BTreeSet<i64>>,
+    /// What the group has committed in transactions; -1: nothing.
+    committed: AtomicI64,
     bytes: AtomicUsize,
     ended: AtomicBool,
     finished: AtomicBool,
@@ -17,7 +27,7 @@ pub(super) struct Progress {
 impl Progress {
     /// A partition of which everything below this offset is done.
     pub(super) fn new(done: i64) -> Self {
-        Self { done: AtomicI64::new(done), ..Self::default() }
+        Self { done: AtomicI64::new(done), committed: AtomicI64::new(-1), ..Self::default() }
     }
 
     /// Everything below this offset is done, so many records and bytes more.
@@ -25,6 +35,50 @@ impl Progress {
         self.records.fetch_add(records, Ordering::Relaxed);
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
         self.done.fetch_max(below, Ordering::Release);
+    }
+
+    /// These are done, beyond what is not.
+    pub(super) fn add_beyond(&self, offsets: impl IntoIterator<Item = i64>) {
+        self.beyond.lock().extend(offsets);
+    }
+
+    /// Whether anything is done beyond what is not.
+    pub(super) fn has_beyond(&self) -> bool {
+        !self.beyond.lock().is_empty()
+    }
+
+    /// Whether this offset is done already.
+    pub(super) fn is_done(&self, offset: i64) -> bool {
+        offset < self.done() || self.beyond.lock().contains(&offset)
+    }
+
+    /// What to write beside a watermark: what is done beyond it, and these.
+    pub(super) fn metadata(&self, watermark: i64, more: &[i64]) -> String {
+        let mut beyond = self.beyond.lock();
+        *beyond = beyond.split_off(&self.done().min(watermark));
+        if beyond.is_empty() && more.is_empty() {
+            return String::new();
+        }
+        let mut all: Vec<i64> = beyond.iter().chain(more).copied().filter(|offset| *offset > watermark).collect();
+        all.sort_unstable();
+        all.dedup();
+        let mut runs: Vec<Range<i64>> = Vec::new();
+        for offset in all {
+            match runs.last_mut() {
+                Some(run) if run.end == offset => run.end = offset + 1,
+                _ => runs.push(offset..offset + 1),
+            }
+        }
+        progress::encode(watermark, &runs, progress::LIMIT)
+    }
+
+    /// A transaction has committed this offset.
+    pub(super) fn commit(&self, offset: i64) {
+        self.committed.store(offset, Ordering::Release);
+    }
+
+    pub(super) fn committed(&self) -> i64 {
+        self.committed.load(Ordering::Acquire)
     }
 
     pub(super) fn done(&self) -> i64 {

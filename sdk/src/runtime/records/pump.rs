@@ -15,8 +15,9 @@ use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 
 use super::Station;
+use super::attempt::told;
 use super::owned::Owned;
-use super::worker::{Task, told};
+use super::worker::Task;
 use crate::error::{Error, Result};
 use crate::event::Event;
 use crate::runtime::partitions::Bounds;
@@ -357,7 +358,7 @@ impl RecordPump {
         let drained = !self.owned.is_empty()
             && self.owned.values().all(|owned| owned.is_drained() && owned.uncommitted().is_none());
         // Batches come far more often than anybody looks.
-        let committed = self.owned.values().map(|owned| owned.committed + owned.number as i64).sum();
+        let committed = self.owned.values().map(|owned| owned.committed_offset() + owned.number as i64).sum();
         if self.shown != Some((drained, committed)) {
             self.shown = Some((drained, committed));
             let in_flight = self.owned.values().map(|owned| owned.open().0).sum();
@@ -412,7 +413,8 @@ impl RecordPump {
             .filter(|(source, owned)| wanted(source, owned))
             .filter_map(|(source, owned)| {
                 let offset = owned.uncommitted()?;
-                Some((Commit { source: source.clone(), offset, metadata: String::new() }, owned.number))
+                let metadata = owned.metadata(offset);
+                Some((Commit { source: source.clone(), offset, metadata }, owned.number))
             })
             .collect();
         self.last_commit = Instant::now();

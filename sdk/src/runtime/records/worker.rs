@@ -15,29 +15,27 @@
 //! Knows nothing of other partitions, of commits or of the consumer.
 
 use std::collections::VecDeque;
-use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use futures::stream::{FuturesOrdered, StreamExt};
 use pipedoc_model::step::OnExhausted;
-use pipedoc_telemetry::propagation::continue_trace;
 use pipedoc_transport::log::{self, Record, RecordBatch, TopicPartition};
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
-use tracing::Instrument;
 
 use super::Station;
-use super::pipe::{self, Outcome, Pipe, Sending, Source};
+use super::attempt::{Turn, attempt, bury, judge, told, told_done};
+use super::counter::{self, Counter};
+use super::exact::Desk;
+use super::pipe::{Shipment, Source};
 use super::progress::Progress;
-use crate::error::{Error, Result};
+use super::sending::Outcome;
+use crate::error::Error;
 use crate::event::Event;
-use crate::record::RecordContext;
-use crate::runtime::dead_letter::{self, Reason};
-use crate::runtime::outbox::is_of_the_record;
-use crate::runtime::process::panicked;
+use crate::runtime::dead_letter::Reason;
 use crate::runtime::retry;
 use crate::runtime::work::About;
 
@@ -53,46 +51,38 @@ pub(super) enum Task {
 }
 
 /// A batch, or what is left of one.
-struct Load {
+pub(super) struct Load {
     /// None when all of it is done, and only its place in the order counts.
-    batch: Option<Arc<RecordBatch>>,
+    pub(super) batch: Option<Arc<RecordBatch>>,
     /// When it is done, everything below this offset is.
-    next: i64,
-    records: usize,
-    bytes: usize,
+    pub(super) next: i64,
+    pub(super) records: usize,
+    pub(super) bytes: usize,
     /// Attempts that failed.
     attempts: u32,
     /// Times that it could not be tried, through no fault of its own.
     setbacks: u32,
 }
 
-/// What has become of the load in hand.
-enum Turn {
-    /// The module has returned; what it piped is on its way.
-    Returned(Sending),
-    /// The attempt failed.
-    Failed { error: Error, patient: bool, culprit: Option<i64>, marks: Vec<bool> },
-    /// The record at this offset lies in the dead letters.
-    Buried { offset: i64, about: About, reason: Reason },
-}
-
 /// One partition's worker.
 pub(super) struct Worker {
-    station: Arc<Station>,
+    pub(super) station: Arc<Station>,
     source: Arc<Source>,
-    progress: Arc<Progress>,
+    pub(super) progress: Arc<Progress>,
     inbox: UnboundedReceiver<RecordBatch>,
-    tasks: watch::Receiver<Task>,
+    pub(super) tasks: watch::Receiver<Task>,
     /// Not begun, or to be done again.
-    queue: VecDeque<Load>,
+    pub(super) queue: VecDeque<Load>,
     /// Since when something waits for a batch to fill.
     waiting_since: Option<Instant>,
     /// Until when nothing is begun, as something failed.
     rest_until: Option<Instant>,
-    in_hand: Option<(Load, BoxFuture<'static, Turn>)>,
+    pub(super) in_hand: Option<(Load, BoxFuture<'static, Turn>)>,
     /// Returned by the module, not acknowledged: the loads, and what comes of each.
     afloat: VecDeque<Load>,
     outcomes: FuturesOrdered<BoxFuture<'static, Outcome>>,
+    /// Under `delivery: EXACTLY_ONCE`: what takes the place of what is afloat.
+    pub(super) counter: Option<Counter>,
 }
 
 /// Tells that the worker has ended, whatever ended it.
@@ -114,6 +104,10 @@ impl Worker {
         tasks: watch::Receiver<Task>,
     ) -> Self {
         let source = Arc::new(Source::new(place, &station.shop.plan.group));
+        let counter = station
+            .exact
+            .clone()
+            .map(|exact| Counter::new(Desk::new(Arc::clone(&station), exact, Arc::clone(&source.place))));
         Self {
             station,
             source,
@@ -126,6 +120,7 @@ impl Worker {
             in_hand: None,
             afloat: VecDeque::new(),
             outcomes: FuturesOrdered::new(),
+            counter,
         }
     }
 
@@ -150,13 +145,16 @@ impl Worker {
             let task = *self.tasks.borrow_and_update();
             if matches!(task, Task::Finish { .. }) {
                 self.let_go();
-                if self.in_hand.is_none() && self.afloat.is_empty() {
+                let written = self.counter.as_ref().is_none_or(Counter::is_empty);
+                if self.in_hand.is_none() && self.afloat.is_empty() && written {
                     return;
                 }
             }
             let deadline = if self.in_hand.is_none() && task != Task::Rest { self.begin() } else { None };
+            let deadline = deadline.into_iter().chain(self.begin_writing()).min();
             tokio::select! {
                 biased;
+                news = counter::news(&mut self.counter) => self.heard(news),
                 Some(outcome) = self.outcomes.next() => self.acknowledged(outcome),
                 turn = in_hand(&mut self.in_hand) => {
                     if let Some((load, _)) = self.in_hand.take() {
@@ -179,13 +177,18 @@ impl Worker {
         }
     }
 
-    fn take_in(&mut self, batch: RecordBatch) {
+    fn take_in(&mut self, mut batch: RecordBatch) {
         let Some(last) = batch.records.last() else { return };
+        let (next, records, bytes) = (last.offset + 1, batch.records.len(), bytes_of(&batch.records));
+        if self.progress.has_beyond() {
+            // An owner before this one has done some of them.
+            batch.records.retain(|record| !self.progress.is_done(record.offset));
+        }
         let load = Load {
-            next: last.offset + 1,
-            records: batch.records.len(),
-            bytes: bytes_of(&batch.records),
-            batch: Some(Arc::new(batch)),
+            next,
+            records,
+            bytes,
+            batch: (!batch.records.is_empty()).then(|| Arc::new(batch)),
             attempts: 0,
             setbacks: 0,
         };
@@ -207,8 +210,7 @@ impl Worker {
         self.rest_until = None;
         while self.queue.front().is_some_and(|load| load.batch.is_none()) {
             let load = self.queue.pop_front()?;
-            self.afloat.push_back(load);
-            self.outcomes.push_back(std::future::ready(Outcome::default()).boxed());
+            self.pass(load, Vec::new(), Shipment::default());
         }
         if let Some(until) = self.fill(now) {
             return Some(until);
@@ -216,7 +218,8 @@ impl Worker {
         let load = self.queue.pop_front()?;
         self.waiting_since = None;
         let batch = Arc::clone(load.batch.as_ref()?);
-        let turn = attempt(Arc::clone(&self.station), Arc::clone(&self.source), batch, load.attempts);
+        let jobs = self.counter.as_ref().map(Counter::jobs);
+        let turn = attempt(Arc::clone(&self.station), Arc::clone(&self.source), batch, load.attempts, jobs);
         self.in_hand = Some((load, turn.boxed()));
         None
     }
@@ -257,11 +260,12 @@ impl Worker {
                 self.afloat.push_back(load);
                 self.outcomes.push_back(sending.settled().boxed());
             }
+            Turn::Gathered(shipment) => self.pass(load, Vec::new(), shipment),
             Turn::Failed { error, patient, culprit, marks } => {
                 let load = self.keep_marked(load, &marks);
                 self.attempt_failed(load, error, patient, culprit);
             }
-            Turn::Buried { offset, about, reason } => {
+            Turn::Buried { offset, about, reason, letter } => {
                 let board = &self.station.board;
                 board.failed();
                 let Reason { kind, message, .. } = reason;
@@ -269,7 +273,7 @@ impl Worker {
                 tracing::warn!(%step, document = about.document, kind, error = message, "dead letter");
                 let About { document, version, .. } = about;
                 board.event(&Event::DeadLetter { document, version, kind: kind.to_owned(), error: message });
-                self.start_anew_without(load, offset);
+                self.start_anew_without(load, offset, letter);
             }
         }
     }
@@ -282,22 +286,28 @@ impl Worker {
             Some((error, culprit)) => {
                 // It and all after it are done anew.
                 self.outcomes = FuturesOrdered::new();
-                let in_hand = self.in_hand.take().map(|(load, _)| load);
-                for later in self.afloat.drain(..).chain(in_hand).rev() {
-                    self.queue.push_front(later);
-                }
+                let afloat = std::mem::take(&mut self.afloat);
+                self.take_back(afloat);
                 let (error, patient) = self.of_send(error);
                 self.attempt_failed(load, error, patient, culprit);
             }
         }
     }
 
-    fn done(&self, load: &Load, sent: usize) {
+    pub(super) fn done(&self, load: &Load, sent: usize) {
         if let Some(batch) = &load.batch {
             told_done(&self.station, &batch.records, sent);
         }
         self.progress.settle(load.next, load.records, load.bytes);
         self.station.news.notify_one();
+    }
+
+    /// Puts loads back whose turn comes again, and with them what is in hand.
+    pub(super) fn take_back(&mut self, loads: impl IntoIterator<Item = Load, IntoIter: DoubleEndedIterator>) {
+        let in_hand = self.in_hand.take().map(|(load, _)| load);
+        for later in loads.into_iter().chain(in_hand).rev() {
+            self.queue.push_front(later);
+        }
     }
 
     /// What a send's error means: whose fault it is, and whether these clients can
@@ -306,32 +316,51 @@ impl Worker {
         judge(&self.station, error, &self.source.place)
     }
 
-    /// Settles the marked records of a failed load; gives the rest.
+    /// Settles the records of a failed load that are done: those marked, and those of
+    /// transactions. Gives the rest.
     fn keep_marked(&mut self, load: Load, marks: &[bool]) -> Load {
-        let Some(batch) = load.batch.as_ref().filter(|_| marks.contains(&true)) else { return load };
-        let marked = |at: &usize| marks.get(*at).copied().unwrap_or(false);
-        let part = |wanted: bool| -> Vec<Record> {
-            let records = batch.records.iter().enumerate();
-            records.filter(|(at, _)| marked(at) == wanted).map(|(_, record)| record.clone()).collect()
+        let Some(batch) = &load.batch else { return load };
+        let (records, progress) = (batch.records.iter().enumerate(), &self.progress);
+        let is_done = |at: usize, record: &Record| {
+            marks.get(at).copied().unwrap_or(false) || self.counter.is_some() && progress.is_done(record.offset)
         };
-        let (done, rest) = (part(true), part(false));
+        let done: Vec<Record> =
+            records.filter(|(at, record)| is_done(*at, record)).map(|(_, record)| record.clone()).collect();
         told_done(&self.station, &done, 0);
-        let bytes = bytes_of(&done);
-        let next = rest.first().map_or(load.next, |first| first.offset);
-        self.pass(next, done.len(), bytes);
-        let batch = RecordBatch { source: batch.source.clone(), records: rest };
-        let records = batch.records.len();
-        let batch = (records > 0).then(|| Arc::new(batch));
-        Load { batch, records, bytes: load.bytes - bytes, ..load }
+        let done: Vec<i64> = done.iter().map(|record| record.offset).collect();
+        self.split(load, &done, Shipment::default())
     }
 
-    /// Something is done whose turn has come; what is afloat before it comes first.
-    fn pass(&mut self, next: i64, records: usize, bytes: usize) {
-        self.afloat.push_back(Load { batch: None, next, records, bytes, attempts: 0, setbacks: 0 });
+    /// Settles these records of a load, with what is to be written for them; gives
+    /// the rest.
+    fn split(&mut self, load: Load, done: &[i64], shipment: Shipment) -> Load {
+        let Some(batch) = load.batch.as_ref().filter(|_| !done.is_empty()) else { return load };
+        let records = batch.records.iter().cloned();
+        let (gone, rest): (Vec<Record>, Vec<Record>) = records.partition(|record| done.contains(&record.offset));
+        let next = rest.first().map_or(load.next, |first| first.offset);
+        let (records, bytes) = (gone.len().min(load.records), bytes_of(&gone).min(load.bytes));
+        let rest = (!rest.is_empty()).then(|| Arc::new(RecordBatch { source: batch.source.clone(), records: rest }));
+        let gone = RecordBatch { source: batch.source.clone(), records: gone };
+        self.pass(
+            Load { batch: None, next, records, bytes, attempts: 0, setbacks: 0 },
+            gone.records.iter().map(|record| record.offset).collect(),
+            shipment,
+        );
+        Load { batch: rest, records: load.records - records, bytes: load.bytes - bytes, ..load }
+    }
+
+    /// A load has been worked on; what is before it comes first. `done`: its offsets,
+    /// where others before them are not done.
+    fn pass(&mut self, load: Load, done: Vec<i64>, shipment: Shipment) {
+        if let Some(counter) = &mut self.counter {
+            return counter.gather(Some(load), done, shipment);
+        }
+        self.progress.add_beyond(done);
+        self.afloat.push_back(load);
         self.outcomes.push_back(std::future::ready(Outcome::default()).boxed());
     }
 
-    fn attempt_failed(&mut self, mut load: Load, error: Error, patient: bool, culprit: Option<i64>) {
+    pub(super) fn attempt_failed(&mut self, mut load: Load, error: Error, patient: bool, culprit: Option<i64>) {
         let board = &self.station.board;
         board.error(&error.to_string());
         let retries = self.station.shop.plan.retries;
@@ -370,7 +399,7 @@ impl Worker {
                 tracing::warn!(step = %self.station.shop.plan.id, document, %error, "skipped");
                 self.station.board.failed();
                 self.station.board.event(&Event::Skipped { document, error: error.to_string() });
-                self.start_anew_without(load, record.offset);
+                self.start_anew_without(load, record.offset, Shipment::default());
             }
             // A step that asks for PAUSE does not open yet.
             OnExhausted::DeadLetter | OnExhausted::Pause => {
@@ -382,139 +411,9 @@ impl Worker {
     }
 
     /// The record at this offset is done with; the rest starts anew.
-    fn start_anew_without(&mut self, load: Load, offset: i64) {
-        let Some(batch) = &load.batch else { return };
-        let marks: Vec<bool> = batch.records.iter().map(|record| record.offset == offset).collect();
-        let gone: Vec<Record> = batch.records.iter().filter(|record| record.offset == offset).cloned().collect();
-        let rest: Vec<Record> =
-            batch.records.iter().zip(&marks).filter(|(_, gone)| !**gone).map(|(record, _)| record.clone()).collect();
-        let bytes = bytes_of(&gone);
-        let next = rest.first().map_or(load.next, |first| first.offset);
-        self.pass(next, gone.len(), bytes);
-        if rest.is_empty() {
-            return;
-        }
-        let records = rest.len();
-        let batch = RecordBatch { source: batch.source.clone(), records: rest };
-        let batch = Some(Arc::new(batch));
-        self.queue.push_front(Load { batch, records, bytes: load.bytes - bytes, attempts: 0, setbacks: 0, ..load });
-    }
-}
-
-/// One attempt at a batch.
-async fn attempt(station: Arc<Station>, source: Arc<Source>, batch: Arc<RecordBatch>, attempts: u32) -> Turn {
-    // Closed only when the step has ended.
-    let _hand = station.hands.acquire().await;
-    let shop = &station.shop;
-    let span = tracing::info_span!(
-        "process", step = %shop.plan.id, source = %source.place, records = batch.records.len()
-    );
-    if let Some(first) = batch.records.first() {
-        continue_trace(&span, &first.headers);
-    }
-    let partitions = match shop.partitions().await {
-        Ok(partitions) => Arc::new(partitions),
-        Err(error) => {
-            return Turn::Failed { error: error.into(), patient: true, culprit: None, marks: Vec::new() };
-        }
-    };
-    let pipe =
-        Pipe::new(Arc::clone(&station), Arc::clone(&source), Arc::clone(&batch), attempts, partitions, &span);
-    let mut sending = Sending::new(&pipe);
-    let context = RecordContext::new(pipe);
-    let result = {
-        let module = AssertUnwindSafe(station.program.process(&batch, &context)).catch_unwind();
-        let module = tokio::time::timeout(shop.plan.timeout, module);
-        let mut module = std::pin::pin!(module.instrument(span));
-        pipe::drive(&context.pipe, &mut sending, module.as_mut()).await
-    };
-    let result = match result {
-        Ok(Ok(result)) => result,
-        Ok(Err(panic)) => Err(panicked(panic.as_ref())),
-        Err(_) => Err(Error::retryable("no answer in time").with_kind("timeout")),
-    };
-    match result.and_then(|()| context.pipe.take_refused().map_or(Ok(()), Err)) {
-        Ok(()) => Turn::Returned(sending),
-        Err(error) => {
-            // Marks count only when all that was piped is acknowledged.
-            let marks = context.pipe.take_marks();
-            match sending.settled().await.failed {
-                None => Turn::Failed { error, patient: false, culprit: None, marks },
-                Some((failed, culprit)) => {
-                    let of_the_record = is_of_the_record(&failed);
-                    let (of_send, patient) = judge(&station, failed, &source.place);
-                    // The module may only have passed on what its report said.
-                    let (error, culprit) = if of_the_record { (of_send, culprit) } else { (error, None) };
-                    Turn::Failed { error, patient, culprit, marks: Vec::new() }
-                }
-            }
-        }
-    }
-}
-
-/// What a send's error means: the module's view of it, and whether it is none of the
-/// records' fault. One that these clients cannot get over ends them.
-fn judge(station: &Station, error: log::Error, place: &TopicPartition) -> (Error, bool) {
-    if is_of_the_record(&error) {
-        let kind = if matches!(error, log::Error::RecordTooLarge { .. }) { "too-large" } else { "unknown-topic" };
-        return (Error::permanent(error).with_kind(kind), false);
-    }
-    if !error.is_retryable() {
-        let fatal = Error::from(error.clone()).context("the producer cannot be used any more");
-        station.fatal.lock().get_or_insert(fatal);
-        station.news.notify_one();
-    }
-    let error = Error::from(error).context(format!("sending for {place} failed"));
-    station.board.trouble(&error);
-    (error, true)
-}
-
-/// Makes a record's dead letter and sends it, for as long as it takes.
-async fn bury(station: Arc<Station>, source: Arc<Source>, record: Record, reason: Reason) -> Turn {
-    let mut failures = 0_u32;
-    loop {
-        let sent = async {
-            let letter = dead_letter::of_record(&station.shop, &record, &source.place, &reason).await?;
-            for report in station.producer.send(vec![letter]).await?.await {
-                report?;
-            }
-            Ok::<(), Error>(())
-        };
-        match sent.await {
-            Ok(()) => return Turn::Buried { offset: record.offset, about: About::of(&record), reason },
-            Err(error) => {
-                failures = failures.saturating_add(1);
-                station.board.trouble(&error.context("a dead letter cannot be made"));
-                tokio::time::sleep(retry::backoff(&retry::patient(), failures)).await;
-            }
-        }
-    }
-}
-
-/// Tells that records are done.
-fn told_done(station: &Station, records: &[Record], sent: usize) {
-    station.board.done_many(records.len());
-    if !station.board.heeds_documents() {
-        return;
-    }
-    let sent = usize::from(sent > 0);
-    for record in records {
-        let About { document, tombstone, .. } = About::of(record);
-        station.board.event(&Event::Done { document, sent, tombstone });
-    }
-}
-
-/// Runs one of a module's callbacks; what goes wrong with it is told.
-pub(super) async fn told(station: &Station, what: &str, callback: BoxFuture<'_, Result<()>>) {
-    let limit = station.shop.plan.revoke_grace;
-    let told = tokio::time::timeout(limit, AssertUnwindSafe(callback).catch_unwind());
-    let result = match told.await {
-        Ok(Ok(result)) => result,
-        Ok(Err(panic)) => Err(panicked(panic.as_ref())),
-        Err(_) => Err(Error::retryable(format!("it took longer than revoke_grace ({limit:?})"))),
-    };
-    if let Err(error) = result {
-        station.board.trouble(&error.context(format!("the module's `{what}` failed")));
+    fn start_anew_without(&mut self, load: Load, offset: i64, letter: Shipment) {
+        let rest = self.split(load, &[offset], letter);
+        self.queue.push_front(Load { attempts: 0, setbacks: 0, ..rest });
     }
 }
 
