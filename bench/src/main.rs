@@ -71,6 +71,17 @@ enum Bench {
     /// Records from topic to topic on Kafka: PipeDoc against a loop by hand with
     /// rdkafka and against Kafka Streams.
     Kafka(kafka::KafkaArgs),
+    /// A step that waits for each record, many keys side by side, against
+    /// Confluent's Parallel Consumer.
+    KafkaKeys,
+    /// What an instance of 50 steps on Kafka holds and uses while nothing comes.
+    KafkaIdle,
+    /// The process of an arm; the Kafka benches start it.
+    #[command(hide = true)]
+    KafkaArm(kafka::ArmArgs),
+    /// The process of idle steps; the Kafka benches start it.
+    #[command(hide = true)]
+    KafkaSteps(kafka::StepsArgs),
 }
 
 fn main() -> ExitCode {
@@ -103,6 +114,10 @@ fn run(arguments: &Arguments) -> anyhow::Result<bool> {
         Bench::Latency => tell(latency::bench(options)?)?,
         Bench::Idle => tell(idle::bench(options)?)?,
         Bench::Kafka(args) => tell(kafka::bench(args, options)?)?,
+        Bench::KafkaKeys => tell(kafka::keys(options)?)?,
+        Bench::KafkaIdle => tell(kafka::idle(options)?)?,
+        Bench::KafkaArm(args) => kafka::arm(args)?,
+        Bench::KafkaSteps(args) => kafka::steps(args)?,
         Bench::All => everything.into_iter().try_for_each(|measure| tell(measure(options)?))?,
     }
     Ok(options.quick || met)

@@ -1,26 +1,21 @@
-//! Counts what has arrived in a topic: reads all of it, read committed, and looks
-//! at each record's number. Ends of partitions prove nothing: duplicates and
-//! transactions' markers move them as well.
+//! Counts what has arrived in a topic by looking at each record's number. Ends of
+//! partitions prove nothing: duplicates and transactions' markers move them too.
 
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use rdkafka::consumer::{BaseConsumer, Consumer as _};
-use rdkafka::error::KafkaError;
-use rdkafka::{Message, Offset, TopicPartitionList};
 
 use super::documents::Records;
-use super::settings;
 
 /// How long nothing may come before what is missing counts as lost.
-const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What has arrived: every record once, the versions of each document in order.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Arrived {
-    /// How many records the broker appended in which millisecond, since the Unix epoch.
-    appended: BTreeMap<i64, u64>,
+    /// How many records arrived in which millisecond, since the Unix epoch.
+    at: BTreeMap<i64, u64>,
     /// Offset after the last record of each partition.
     pub ends: BTreeMap<i32, i64>,
 }
@@ -30,72 +25,113 @@ impl Arrived {
     /// that millisecond.
     pub fn when(&self, count: u64) -> Option<(i64, u64)> {
         let mut sum = 0;
-        self.appended.iter().find_map(|(at, appended)| {
-            sum += appended;
+        self.at.iter().find_map(|(at, arrived)| {
+            sum += arrived;
             (sum >= count).then_some((*at, sum))
         })
     }
 
     /// When the last record arrived.
     pub fn end(&self) -> Option<i64> {
-        self.appended.keys().next_back().copied()
+        self.at.keys().next_back().copied()
     }
 }
 
-/// Reads a topic until every record has been seen.
-///
-/// # Errors
-/// When records are lost, came twice, or came out of order.
-pub fn count(bootstrap: &str, topic: &str, partitions: i32, records: Records) -> anyhow::Result<Arrived> {
-    let mut config = settings::consumer(bootstrap, "bench.count");
-    config.set("queued.max.messages.kbytes", "65536").set("queued.min.messages", "100000");
-    let consumer: BaseConsumer = config.create().context("making a consumer")?;
-    let mut list = TopicPartitionList::new();
-    for partition in 0..partitions {
-        list.add_partition_offset(topic, partition, Offset::Beginning)?;
-    }
-    consumer.assign(&list).context("assigning")?;
+/// Counts the records of one topic.
+#[derive(Debug)]
+pub struct Tally {
+    records: Records,
+    seen: Vec<bool>,
+    /// Newest version seen of each document.
+    versions: Vec<u64>,
+    left: u64,
+    arrived: Arrived,
+}
 
-    let mut seen = vec![false; usize::try_from(records.count)?];
-    let mut versions = vec![0_u64; usize::try_from(records.keys)?];
-    let mut arrived = Arrived { appended: BTreeMap::new(), ends: BTreeMap::new() };
-    let (mut left, mut heard) = (records.count, Instant::now());
-    while left > 0 {
-        let message = match consumer.poll(Duration::from_millis(100)) {
-            Some(Ok(message)) => message,
-            None | Some(Err(KafkaError::PartitionEOF(_))) => {
-                ensure!(heard.elapsed() < PATIENCE, "{left} of {} records are missing", records.count);
-                continue;
-            }
-            Some(Err(error)) => return Err(error).context("reading"),
-        };
-        heard = Instant::now();
-        let place = || format!("{topic}[{}] at offset {}", message.partition(), message.offset());
-        let number = records.number(&message).with_context(|| format!("{} is no record of this run", place()))?;
-        let slot = seen.get_mut(usize::try_from(number)?).context("numbers are below the count")?;
-        ensure!(!*slot, "{} came twice, again as {}", number, place());
-        *slot = true;
-        let version = number / records.keys + 1;
-        let before = versions.get_mut(usize::try_from(number % records.keys)?).context("keys are below the count")?;
-        ensure!(version > *before, "{} is older than what came before it", place());
-        *before = version;
-        *arrived.appended.entry(message.timestamp().to_millis().unwrap_or(0)).or_default() += 1;
-        arrived.ends.insert(message.partition(), message.offset() + 1);
-        left -= 1;
+impl Tally {
+    /// Of a run with these records.
+    ///
+    /// # Errors
+    /// When they are more than memory can hold.
+    pub fn new(records: Records) -> anyhow::Result<Self> {
+        Ok(Self {
+            records,
+            seen: vec![false; usize::try_from(records.count)?],
+            versions: vec![0; usize::try_from(records.keys)?],
+            left: records.count,
+            arrived: Arrived::default(),
+        })
     }
-    Ok(arrived)
+
+    /// Takes a record: its number, when it arrived, in milliseconds since the Unix
+    /// epoch, and where it lies.
+    ///
+    /// # Errors
+    /// When it is no record of this run, came before, or is older than one of its
+    /// document that came before.
+    pub fn take(&mut self, number: Option<u64>, at: i64, partition: i32, offset: i64) -> anyhow::Result<()> {
+        let place = || format!("the record at offset {offset} of partition {partition}");
+        let number = number.with_context(|| format!("{} is none of this run", place()))?;
+        let seen = self.seen.get_mut(usize::try_from(number)?).context("a number above the count")?;
+        ensure!(!*seen, "{} came before", place());
+        *seen = true;
+        let version = number / self.records.keys + 1;
+        let newest = usize::try_from(number % self.records.keys)?;
+        let newest = self.versions.get_mut(newest).context("a key above the count")?;
+        ensure!(version > *newest, "{} is older than one of its key before it", place());
+        *newest = version;
+        *self.arrived.at.entry(at).or_default() += 1;
+        self.arrived.ends.insert(partition, offset + 1);
+        self.left -= 1;
+        Ok(())
+    }
+
+    /// Whether all records have come.
+    pub fn is_complete(&self) -> bool {
+        self.left == 0
+    }
+
+    /// The error for those that have not.
+    pub fn missing(&self) -> anyhow::Error {
+        anyhow::anyhow!("{} of {} records are missing", self.left, self.records.count)
+    }
+
+    /// What has arrived.
+    pub fn end(self) -> Arrived {
+        self.arrived
+    }
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests may")]
 mod tests {
     use super::*;
 
     #[test]
     fn the_time_of_a_record_is_that_of_its_millisecond() {
-        let arrived = Arrived { appended: BTreeMap::from([(10, 5), (12, 5), (20, 1)]), ends: BTreeMap::new() };
+        let arrived = Arrived { at: BTreeMap::from([(10, 5), (12, 5), (20, 1)]), ends: BTreeMap::new() };
         assert_eq!(arrived.when(1), Some((10, 5)));
         assert_eq!(arrived.when(6), Some((12, 10)));
         assert_eq!(arrived.when(12), None);
         assert_eq!(arrived.end(), Some(20));
+    }
+
+    #[test]
+    fn what_is_lost_twice_or_out_of_order_is_noticed() {
+        // Two documents, each with two versions.
+        let records = Records { count: 4, keys: 2 };
+        let take = |tally: &mut Tally, number| tally.take(Some(number), 1, 0, 0).map_err(|error| error.to_string());
+        let mut tally = Tally::new(records).unwrap();
+        for number in [0, 2, 1] {
+            assert_eq!(take(&mut tally, number), Ok(()));
+        }
+        assert!(!tally.is_complete() && tally.missing().to_string().starts_with("1 of 4"));
+        assert!(take(&mut tally, 2).unwrap_err().contains("came before"));
+        assert_eq!(take(&mut tally, 3), Ok(()));
+        assert!(tally.is_complete());
+        let mut tally = Tally::new(records).unwrap();
+        assert_eq!(take(&mut tally, 2), Ok(()));
+        assert!(take(&mut tally, 0).unwrap_err().contains("older"));
+        assert!(tally.take(None, 1, 0, 0).is_err());
     }
 }

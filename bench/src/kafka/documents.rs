@@ -6,20 +6,9 @@
 //! a few thousand documents; key and version together are its number, by which it
 //! is known again in the output.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
-
-use anyhow::{Context, ensure};
 use pipedoc_model::headers;
 use pipedoc_proto::PipeDoc;
 use prost::Message as _;
-use rdkafka::ClientContext;
-use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::{DeliveryResult, Header, Headers, Message, OwnedHeaders};
-use rdkafka::producer::{BaseRecord, Producer as _, ProducerContext, ThreadedProducer};
-
-use super::settings;
 
 /// Size of a record's value.
 pub const VALUE_BYTES: usize = 1024;
@@ -33,59 +22,56 @@ pub struct Records {
     pub keys: u64,
 }
 
+/// A record to be written.
+#[derive(Debug, Clone)]
+pub struct Numbered {
+    /// Its key, the document's id.
+    pub id: String,
+    /// Its value.
+    pub value: Vec<u8>,
+    version: u64,
+    number: u64,
+}
+
 impl Records {
-    /// Number of a record by its key and its version header; none for a record
-    /// that is not of ours.
-    pub fn number(&self, record: &impl Message) -> Option<u64> {
-        let key = std::str::from_utf8(record.key()?).ok()?;
-        let document: u64 = key.strip_prefix("document-")?.parse().ok()?;
-        let headers = record.headers()?;
-        let version = headers.iter().filter(|header| header.key == headers::VERSION).last()?.value?;
-        let version: u64 = std::str::from_utf8(version).ok()?.parse().ok()?;
+    /// Number of a record by its key and its version header; none for one that is
+    /// not of ours.
+    pub fn number(&self, key: Option<&[u8]>, version: Option<&[u8]>) -> Option<u64> {
+        let text = |bytes: Option<&[u8]>| bytes.and_then(|bytes| std::str::from_utf8(bytes).ok().map(str::to_owned));
+        let document: u64 = text(key)?.strip_prefix("document-")?.parse().ok()?;
+        let version: u64 = text(version)?.parse().ok()?;
         let number = (version.checked_sub(1)?).checked_mul(self.keys)?.checked_add(document)?;
         (document < self.keys && number < self.count).then_some(number)
     }
 
-    /// Writes them all to a topic, in the order of their numbers.
-    ///
-    /// # Errors
-    /// When one could not be written.
-    pub fn write(&self, bootstrap: &str, topic: &str) -> anyhow::Result<()> {
-        let delivered = Delivered::default();
-        let producer: ThreadedProducer<Delivered> =
-            settings::producer(bootstrap).create_with_context(delivered.clone()).context("making a producer")?;
+    /// All of them, in the order of their numbers; the same in each run.
+    pub fn all(self) -> impl Iterator<Item = Numbered> {
         let mut text = Text::default();
-        for number in 0..self.count {
+        (0..self.count).map(move |number| {
             let (document, version) = (number % self.keys, number / self.keys + 1);
             let id = format!("document-{document:06}");
             let value = document_of(&id, version, &mut text);
-            let mut record = BaseRecord::to(topic).key(&id).payload(&value).headers(headers_of(&id, version, number));
-            // The queue bounds how far we are ahead of the broker.
-            while let Err((error, back)) = producer.send(record) {
-                ensure!(error == KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), "writing: {error}");
-                record = back;
-                std::thread::sleep(Duration::from_millis(2));
-            }
-        }
-        producer.flush(Duration::from_secs(120)).context("writing the records")?;
-        let delivered = delivered.0.load(Ordering::Acquire);
-        ensure!(delivered == self.count, "{delivered} of {} records could be written", self.count);
-        Ok(())
+            Numbered { id, value, version, number }
+        })
     }
 }
 
-/// Counts what the broker has acknowledged.
-#[derive(Debug, Clone, Default)]
-struct Delivered(Arc<AtomicU64>);
-
-impl ClientContext for Delivered {}
-
-impl ProducerContext for Delivered {
-    type DeliveryOpaque = ();
-    fn delivery(&self, result: &DeliveryResult<'_>, (): ()) {
-        if result.is_ok() {
-            self.0.fetch_add(1, Ordering::AcqRel);
-        }
+impl Numbered {
+    /// The headers that an earlier step would have written.
+    pub fn headers(&self) -> [(&'static str, String); 10] {
+        let number = self.number;
+        [
+            (headers::STREAM_ID, format!("019a0000-0000-7000-8000-{number:012x}")),
+            (headers::EVENT_TIME, "2026-11-21T08:30:00.000Z".to_owned()),
+            (headers::DOCUMENT_ID, self.id.clone()),
+            (headers::VERSION, self.version.to_string()),
+            (headers::SOURCE_TOPIC, "bench.earlier.step".to_owned()),
+            (headers::SOURCE_PARTITION, "0".to_owned()),
+            (headers::SOURCE_OFFSET, number.to_string()),
+            (headers::SOURCE_CONSUMER_GROUP, "bench.earlier.step".to_owned()),
+            (headers::HOP, "1".to_owned()),
+            (headers::TRACEPARENT, format!("00-4bf92f3577b34da6a3ce929d{:08x}-{number:016x}-01", number / 500)),
+        ]
     }
 }
 
@@ -104,27 +90,6 @@ fn document_of(id: &str, version: u64, text: &mut Text) -> Vec<u8> {
     let missing = VALUE_BYTES.saturating_sub(doc.encoded_len());
     doc.body.push_str(&text.letters(missing));
     doc.encode_to_vec()
-}
-
-/// What an earlier step would have written.
-fn headers_of(id: &str, version: u64, number: u64) -> OwnedHeaders {
-    let (version, offset) = (version.to_string(), number.to_string());
-    let stream = format!("019a0000-0000-7000-8000-{number:012x}");
-    let trace = format!("00-4bf92f3577b34da6a3ce929d{:08x}-{number:016x}-01", number / 500);
-    let all = [
-        (headers::STREAM_ID, stream.as_str()),
-        (headers::EVENT_TIME, "2026-11-21T08:30:00.000Z"),
-        (headers::DOCUMENT_ID, id),
-        (headers::VERSION, &version),
-        (headers::SOURCE_TOPIC, "bench.earlier.step"),
-        (headers::SOURCE_PARTITION, "0"),
-        (headers::SOURCE_OFFSET, &offset),
-        (headers::SOURCE_CONSUMER_GROUP, "bench.earlier.step"),
-        (headers::HOP, "1"),
-        (headers::TRACEPARENT, &trace),
-    ];
-    let empty = OwnedHeaders::new_with_capacity(all.len());
-    all.iter().fold(empty, |headers, (key, value)| headers.insert(Header { key, value: Some(*value) }))
 }
 
 /// Text that no compression makes much smaller, the same in each run.
@@ -157,8 +122,6 @@ impl Text {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "tests may")]
 mod tests {
-    use rdkafka::message::{OwnedMessage, Timestamp};
-
     use super::*;
 
     #[test]
@@ -174,14 +137,17 @@ mod tests {
     #[test]
     fn a_record_is_known_by_its_key_and_version() {
         let records = Records { count: 2500, keys: 1000 };
-        let message = |key: &str, version: u64| {
-            let headers = Some(headers_of(key, version, 0));
-            OwnedMessage::new(None, Some(key.into()), "t".into(), Timestamp::NotAvailable, 0, 0, headers)
-        };
-        assert_eq!(records.number(&message("document-000007", 1)), Some(7));
-        assert_eq!(records.number(&message("document-000007", 3)), Some(2007));
-        assert_eq!(records.number(&message("document-000999", 3)), None);
-        assert_eq!(records.number(&message("document-001000", 1)), None);
-        assert_eq!(records.number(&message("else", 1)), None);
+        let number = |key: &str, version: &str| records.number(Some(key.as_bytes()), Some(version.as_bytes()));
+        assert_eq!(number("document-000007", "1"), Some(7));
+        assert_eq!(number("document-000007", "3"), Some(2007));
+        assert_eq!(number("document-000999", "3"), None);
+        assert_eq!(number("document-001000", "1"), None);
+        assert_eq!(number("else", "1"), None);
+        assert_eq!(records.number(Some(b"document-000007"), None), None);
+        for (wanted, record) in (0..).zip(records.all().take(1500)) {
+            let headers = record.headers();
+            let version = &headers.iter().find(|(name, _)| *name == headers::VERSION).unwrap().1;
+            assert_eq!(number(&record.id, version), Some(wanted));
+        }
     }
 }

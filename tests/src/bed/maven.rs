@@ -49,7 +49,7 @@ impl Dependency {
 /// # Errors
 /// Says what is missing on this machine.
 pub fn jars(name: &str, dependencies: &[Dependency]) -> Result<PathBuf, String> {
-    runs("java", "-version", "a Java 17+ runtime (Debian: default-jre-headless)")?;
+    java()?;
     let cache = target_folder().join("test-bed");
     let jars = cache.join(name);
     fs::create_dir_all(&cache).map_err(|error| format!("{}: {error}", cache.display()))?;
@@ -73,6 +73,14 @@ pub fn jars(name: &str, dependencies: &[Dependency]) -> Result<PathBuf, String> 
     }
     fs::rename(partial.path().join("jars"), &jars).map_err(|error| error.to_string())?;
     Ok(jars)
+}
+
+/// Whether there is Java at all.
+///
+/// # Errors
+/// Says what is missing on this machine.
+pub fn java() -> Result<(), String> {
+    runs("java", "-version", "a Java 17+ runtime (Debian: default-jre-headless)")
 }
 
 fn runs(program: &str, argument: &str, what: &str) -> Result<(), String> {
