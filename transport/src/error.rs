@@ -94,6 +94,12 @@ pub enum Error {
         /// What was closed.
         what: &'static str,
     },
+    /// A topic that is read does not exist; it is awaited.
+    #[error("topic {topic} does not exist; reading goes on when it is there")]
+    Awaited {
+        /// The topic.
+        topic: Topic,
+    },
     /// The log could not be reached, for now.
     #[error("{operation} on {target} did not succeed within {waited:?}")]
     TimedOut {
@@ -258,7 +264,7 @@ impl Error {
     #[must_use]
     pub fn is_retryable(&self) -> bool {
         match self {
-            Self::TimedOut { .. } | Self::Unreachable { .. } => true,
+            Self::TimedOut { .. } | Self::Unreachable { .. } | Self::Awaited { .. } => true,
             Self::File { problem, .. } => matches!(problem, FileProblem::Full | FileProblem::Locked),
             Self::Backend { retryable, .. } | Self::Injected { retryable, .. } => *retryable,
             Self::UnknownTopic { .. }

@@ -233,7 +233,8 @@ pub enum Subscription {
     Group {
         /// The group.
         group: String,
-        /// Topics by name. One that does not exist yet is awaited.
+        /// Topics by name. One that does not exist yet, or not any more, is awaited;
+        /// on Kafka that is told as [`Error::Awaited`].
         topics: Vec<Topic>,
         /// Topics by pattern.
         patterns: Vec<regex::Regex>,

@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use pipedoc_model::kafka::{Client, Settings};
 use pipedoc_model::names::Topic;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _};
-use rdkafka::error::RDKafkaErrorCode as Code;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use rdkafka::{Offset, TopicPartitionList};
 
 use super::contact::PlainContext;
@@ -56,6 +56,10 @@ impl Outsiders {
     }
 }
 
+/// How long one look at a group's offsets may take, and how soon it is looked again.
+const LOOK: Duration = Duration::from_secs(2);
+const AGAIN: Duration = Duration::from_millis(100);
+
 /// All that a group has committed. The client library can only ask for
 /// partitions it names, so it names all.
 pub(super) async fn offsets(log: &KafkaLog, group: &str) -> Result<BTreeMap<TopicPartition, Committed>> {
@@ -98,10 +102,21 @@ async fn offsets_in(
         }
         let attempt = Attempt::new("asking for a group's offsets", &log.contact, log.config.timeout).of_group(&group);
         let client = log.outsiders.get(&log, &group)?;
-        let found = client.committed_offsets(asked, log.config.timeout);
-        // Its events are served by nobody else.
-        (0..8).for_each(|_| drop(client.poll(Duration::ZERO)));
-        let found = found.map_err(|error| attempt.failed(error))?;
+        let end = Instant::now() + log.config.timeout;
+        let found = loop {
+            let found = client.committed_offsets(asked.clone(), LOOK.min(log.config.timeout));
+            // Its events are served by nobody else, and they alone tell that the group is refused.
+            let refused = refusal(&client);
+            let error = match found {
+                Ok(found) => break found,
+                Err(error) => attempt.failed(refused.unwrap_or(error)),
+            };
+            // A coordinator that has just started does not know the group yet.
+            if !error.is_retryable() || Instant::now() > end {
+                return Err(error);
+            }
+            std::thread::sleep(AGAIN);
+        };
         // Of all topics of a cluster, some may be nobody's business.
         for element in found.elements().iter().filter(|_| named) {
             match (element.error(), Topic::new(element.topic())) {
@@ -113,6 +128,12 @@ async fn offsets_in(
         Ok(committed(&found))
     })
     .await
+}
+
+/// What a client was told of its group being refused.
+fn refusal(client: &BaseConsumer<PlainContext>) -> Option<KafkaError> {
+    let told = (0..16).filter_map(|_| client.poll(Duration::ZERO)?.err());
+    told.into_iter().find(|error| error.rdkafka_error_code() == Some(Code::GroupAuthorizationFailed))
 }
 
 /// Sets a group's offsets; refused while it has members.

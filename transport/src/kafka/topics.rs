@@ -24,6 +24,7 @@ use super::contact::{Contact, PlainContext};
 use super::failure::{Attempt, is_unknown_topic, not_made};
 use super::settings::Cluster;
 use super::{blocking, settings};
+use crate::error::Resource;
 use crate::log::{Ends, Error, Result, TopicInfo, TopicPartition, TopicSettings, TopicSpec};
 use crate::size;
 
@@ -31,7 +32,7 @@ use crate::size;
 const FACTS_AGE: Duration = Duration::from_secs(30);
 
 /// How old a listing of all topics may be for those who look for patterns.
-const LISTING_AGE: Duration = Duration::from_secs(3);
+const LISTING_AGE: Duration = Duration::from_secs(2);
 
 /// How often events are looked at.
 const EVENTS_PERIOD: Duration = Duration::from_millis(500);
@@ -169,6 +170,18 @@ impl Topics {
     pub(super) async fn describe(self: &Arc<Self>, topic: &Topic) -> Result<Option<TopicInfo>> {
         let Some(partitions) = self.partitions(topic).await? else { return Ok(None) };
         let settings = match self.configuration(topic).await {
+            // librdkafka has a reason for each resource, which rdkafka does not give; every
+            // topic has settings, and one that is there hides them only from the unentitled.
+            Ok(resource) if resource.entries.is_empty() => {
+                return match self.partitions(topic).await? {
+                    None => Ok(None),
+                    Some(_) => Err(Error::Unauthorized {
+                        operation: "describing a topic",
+                        right: "DescribeConfigs",
+                        resource: Resource::Topic(topic.clone()),
+                    }),
+                };
+            }
             Ok(resource) => read_settings(&resource),
             Err(Error::UnknownTopic { .. }) => return Ok(None),
             Err(error) => return Err(error),

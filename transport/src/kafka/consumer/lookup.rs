@@ -8,8 +8,9 @@
 //! connection all the same, and for long, is given up: whoever reads makes a new
 //! one, which goes on from the committed place.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pipedoc_model::names::Topic;
 use regex::Regex;
@@ -19,7 +20,7 @@ use super::shared::{Command, Shared};
 use crate::log::{Error, Result};
 
 /// How often it is looked up.
-const PERIOD: Duration = Duration::from_secs(4);
+const PERIOD: Duration = Duration::from_secs(3);
 
 /// How soon again after an error, or while a topic is awaited.
 const SOON: Duration = Duration::from_millis(500);
@@ -30,6 +31,10 @@ const ABSENCES: u32 = 2;
 
 /// A client that has had no connection for so long, while another has, is given up.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A topic that is named and not there is told of after so long: it may just be
+/// being made.
+const TOLD_AFTER: Duration = Duration::from_millis(1_500);
 
 /// Names and patterns of a subscription.
 pub(super) struct Wanted {
@@ -54,9 +59,32 @@ impl Wanted {
             || !topic.is_internal() && self.patterns.iter().any(|pattern| pattern.is_match(topic.as_str()))
     }
 
-    /// Whether more topics may come soon.
-    fn awaits(&self, found: &Listing) -> bool {
-        self.topics.iter().any(|topic| !found.contains_key(topic))
+    /// Topics that may come soon.
+    fn awaited<'a>(&'a self, found: &'a Listing) -> impl Iterator<Item = &'a Topic> {
+        self.topics.iter().filter(|topic| !found.contains_key(*topic))
+    }
+}
+
+/// Topics that are awaited: each is told of once while it is not there.
+#[derive(Default)]
+struct Awaited {
+    since: BTreeMap<Topic, (Instant, bool)>,
+}
+
+impl Awaited {
+    /// Takes note of those that are not there now; gives those to be told of.
+    fn look<'a>(&mut self, missing: impl Iterator<Item = &'a Topic>) -> Vec<Topic> {
+        let before = std::mem::take(&mut self.since);
+        let mut tell = Vec::new();
+        for topic in missing {
+            let (since, mut told) = before.get(topic).copied().unwrap_or((Instant::now(), false));
+            if !told && since.elapsed() > TOLD_AFTER {
+                told = true;
+                tell.push(topic.clone());
+            }
+            self.since.insert(topic.clone(), (since, told));
+        }
+        tell
     }
 }
 
@@ -64,6 +92,7 @@ impl Wanted {
 pub(super) async fn run(topics: Arc<Topics>, wanted: Wanted, shared: Arc<Shared>) {
     let mut current: Option<Listing> = None;
     let mut absences = 0;
+    let mut awaited = Awaited::default();
     loop {
         // The first one fresh: the topic may just have been made.
         let listing = match &current {
@@ -90,7 +119,10 @@ pub(super) async fn run(topics: Arc<Topics>, wanted: Wanted, shared: Arc<Shared>
         let missed = current.as_ref().is_some_and(|current| current.keys().any(|topic| !found.contains_key(topic)));
         absences = if missed { absences + 1 } else { 0 };
         let same = current.as_ref().is_some_and(|current| current.keys().eq(found.keys()));
-        let awaits = wanted.awaits(&found);
+        let awaits = wanted.awaited(&found).next().is_some();
+        for topic in awaited.look(wanted.awaited(&found)) {
+            shared.command(Command::Tell(Error::Awaited { topic }));
+        }
         if !same && (!missed || absences >= ABSENCES) {
             shared.command(Command::Subscribe(found.clone()));
             current = Some(found);

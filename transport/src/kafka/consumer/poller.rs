@@ -225,6 +225,7 @@ impl Poller {
     fn serve_commands(&mut self) {
         while let Some(command) = self.shared.next_command() {
             match command {
+                Command::Tell(error) => self.send(Item::Failed(error)),
                 Command::Subscribe(topics) => {
                     self.first_seen.get_or_insert_with(|| topics.clone());
                     self.subscribed = topics;

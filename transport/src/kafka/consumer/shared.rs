@@ -31,6 +31,8 @@ pub(super) type Epoch = u64;
 
 /// What the handle asks of the poller.
 pub(super) enum Command {
+    /// Tell the caller of trouble that passes.
+    Tell(Error),
     /// Be a member of the group for these topics.
     Subscribe(Listing),
     /// End in failure: it does not recover by itself.
