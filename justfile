@@ -39,3 +39,7 @@ model-on-sqlite cases="200":
 # What PipeDoc costs, side by side with raw clients and plain loops; bench/README.md says how. Below ten minutes.
 bench what="all":
     cargo run --release -p pipedoc-bench -- {{what}}
+
+# What brokers and networks do to pipelines on Kafka, many times, with figures.
+faults rounds="10" away="60":
+    PIPEDOC_TEST_ROUNDS={{rounds}} PIPEDOC_TEST_AWAY={{away}} cargo test -p pipedoc-tests --test system kafka_faults -- --nocapture --test-threads 1

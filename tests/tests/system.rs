@@ -8,7 +8,12 @@ mod system {
     mod bed;
     mod conformance;
     mod consul_store;
+    mod kafka_faults;
     mod kafka_log;
+    mod kafka_place;
+    mod kafka_security;
+    mod kafka_tools;
+    mod kafka_trouble;
     mod processes;
     mod run;
     mod sqlite_kills;

@@ -1,5 +1,6 @@
 //! The `pipedoc` command, built once and run as its users run it.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
@@ -27,8 +28,25 @@ pub fn binary() -> &'static Path {
         }
         let built = build.status().expect("cargo runs");
         assert!(built.success(), "the pipedoc command does not build");
-        target_folder().join(profile).join("pipedoc")
+        kept(&target_folder().join(profile).join("pipedoc"))
     })
+}
+
+/// The binary under a name of this process's own: another build must not exchange
+/// it while a test runs. Those of processes that have ended are removed.
+fn kept(built: &Path) -> PathBuf {
+    let folder = target_folder().join("test-bed").join("bin");
+    fs::create_dir_all(&folder).expect("a folder for it");
+    for entry in fs::read_dir(&folder).expect("its folder").flatten() {
+        let owner = entry.file_name().to_string_lossy().replace("pipedoc-", "");
+        if !Path::new("/proc").join(owner).exists() {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+    let own = folder.join(format!("pipedoc-{}", std::process::id()));
+    let _ = fs::remove_file(&own);
+    fs::hard_link(built, &own).expect("a second name for the binary");
+    own
 }
 
 /// A `pipedoc` command to be run to its end: no settings of the person who
