@@ -113,8 +113,10 @@ impl Editor {
             let current = self.catalog.head().await?;
             let facts = reader.facts(current.as_ref().map(|current| &current.head)).await?;
             let Proposal { text, file, variables, dry_run } = &proposal;
-            let parsed = pipeline::parse(text, file, variables, &facts.modules, false).map_err(NotApplied::Refused)?;
+            let mut parsed =
+                pipeline::parse(text, file, variables, &facts.modules, false).map_err(NotApplied::Refused)?;
             self.check_topics(&parsed.config, file).await.map_err(NotApplied::Refused)?;
+            parsed.warnings.extend(self.growth(&parsed.config, file).await);
             let name = parsed.config.name;
             let revision = Revision::new(text.clone(), file.clone(), variables.clone(), now);
             let known = facts.revisions.get(&name);
@@ -235,6 +237,16 @@ impl Editor {
         let problem =
             |unfit: topics::Unfit| Problem { file: file.to_owned(), message: unfit.to_string(), ..Problem::default() };
         Err(Problems(unfit.into_iter().map(problem).collect()))
+    }
+
+    /// A warning for each topic that gets more partitions: keys move then.
+    async fn growth(&self, config: &pipeline::PipelineConfig, file: &str) -> Vec<Problem> {
+        let plan = plan(&self.cluster, std::slice::from_ref(config), &Controls::default());
+        // A log that does not answer is told of where the topics are made.
+        let growing = topics::growing(self.log.as_ref(), &plan).await.unwrap_or_default();
+        let warning =
+            |grows: topics::Grows| Problem { file: file.to_owned(), message: grows.to_string(), ..Problem::default() };
+        growing.into_iter().map(warning).collect()
     }
 }
 

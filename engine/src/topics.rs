@@ -105,6 +105,36 @@ pub async fn check(log: &dyn Log, plan: &Plan) -> Result<Vec<Unfit>, Error> {
     Ok(unfit)
 }
 
+/// A topic that gets more partitions.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "topic {topic} gets {wanted} partitions instead of {found}: keys move, and a document may overtake older records of itself; where that matters, let its steps work it off first"
+)]
+pub struct Grows {
+    /// The topic.
+    pub topic: Topic,
+    /// How many it has.
+    pub found: i32,
+    /// How many it gets.
+    pub wanted: i32,
+}
+
+/// The topics that are there and would get more partitions. Changes nothing.
+///
+/// # Errors
+/// When the log cannot show a topic.
+pub async fn growing(log: &dyn Log, plan: &Plan) -> Result<Vec<Grows>, Error> {
+    let mut growing = Vec::new();
+    for wanted in plan.topics.iter().filter(|wanted| wanted.policy == TopicPolicy::Create) {
+        let found = log.topic(&wanted.topic).await;
+        let found = found.map_err(|source| Error::Log { topic: wanted.topic.clone(), source })?;
+        if let Some(found) = found.filter(|found| found.partitions < wanted.partitions) {
+            growing.push(Grows { topic: found.topic, found: found.partitions, wanted: wanted.partitions });
+        }
+    }
+    Ok(growing)
+}
+
 /// Ensures every topic by itself, and gives those where that did not succeed.
 pub(crate) async fn ensure_each(log: &dyn Log, plan: &Plan) -> Vec<(Topic, Error)> {
     let mut troubles = Vec::new();
