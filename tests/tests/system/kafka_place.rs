@@ -60,6 +60,17 @@ impl Place {
         pipedoc::start(name, self.path(), arguments)
     }
 
+    /// Makes a pipeline the running one; what the command said of it.
+    pub fn apply(&self, text: &str) -> String {
+        let file = self.path().join("applied.yaml");
+        fs::write(&file, text.replace("CLUSTER", &self.cluster)).unwrap();
+        let address = self.address();
+        let output = pipedoc::command(["apply", file.to_str().unwrap(), "--engine", &address]).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{said}");
+        said
+    }
+
     pub fn status(&self) -> Option<Value> {
         let output = pipedoc::command(["status", "--output", "json", "--engine", &self.address()]).output().unwrap();
         output.status.success().then(|| serde_json::from_slice(&output.stdout).unwrap())
