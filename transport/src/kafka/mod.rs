@@ -8,9 +8,9 @@
 //!
 //! ```text
 //! KafkaLog ── Topics (a client that asks, one that changes; a thread for their events)
-//! Producer ── one for each set of settings: a few ThreadedProducers, one for each limit on batches; their threads
+//! Producer ── one for each set of settings: a few writers, one for each limit on batches; their threads
 //!             settle the batches of [`delivery`], senders only enqueue
-//! Transactional ── one ThreadedProducer; blocking calls on tokio's blocking threads
+//! Transactional ── one writer; blocking calls on tokio's blocking threads
 //! Consumer ── poller thread ─ owns the BaseConsumer and one queue per partition
 //!                 │ unbounded channel, bounded by counting the batches in it
 //!                 ▼
@@ -30,6 +30,7 @@ mod settings;
 mod statistics;
 mod topics;
 mod transactional;
+mod writer;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

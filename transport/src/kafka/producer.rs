@@ -13,17 +13,14 @@ use parking_lot::Mutex;
 use pipedoc_model::kafka::Client;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use rdkafka::message::{Header, OwnedHeaders};
-use rdkafka::producer::{BaseRecord, Producer as _, ThreadedProducer};
+use rdkafka::producer::{BaseRecord, Producer as _};
 
 use super::delivery::{BATCH_RECORDS, Deliveries, Ticket, WriterContext};
-use super::failure::not_made;
 use super::topics::Facts;
+use super::writer::Writer;
 use super::{KafkaLog, settings};
 use crate::log::{Error, OutgoingRecord, Producer, ProducerConfig, Receipt, Reports, Result, TopicPartition};
 use crate::size;
-
-/// A client of librdkafka that writes.
-pub(super) type Writer = ThreadedProducer<WriterContext>;
 
 /// How long a dropped producer may still write what it had taken.
 const LAST_FLUSH: Duration = Duration::from_secs(30);
@@ -87,8 +84,7 @@ impl KafkaProducer {
             self.deliveries.begin_anew();
         }
         let config = settings::producer(&self.log.config, &self.config.client_id, &self.config.settings, batch_bytes);
-        let writer = config.create_with_context(WriterContext(self.deliveries.clone()));
-        let writer: Arc<Writer> = Arc::new(writer.map_err(not_made)?);
+        let writer = Writer::make(&config, WriterContext(self.deliveries.clone()))?;
         if let Some(spent) = writers.insert(batch_bytes, writer.clone()) {
             retire(spent);
         }

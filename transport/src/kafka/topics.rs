@@ -374,8 +374,20 @@ impl Topics {
         let attempt = self.attempt("changing a topic's settings").needs("AlterConfigs");
         let results = self.admin.alter_configs([&altered], &AdminOptions::new().request_timeout(Some(self.timeout)));
         match results.await.map_err(|error| attempt.failed(error))?.pop() {
-            Some(Err((_, code))) => Err(attempt.refused_on(topic, code)),
-            Some(Ok(_)) | None => Ok(()),
+            Some(Err((_, code))) => return Err(attempt.refused_on(topic, code)),
+            Some(Ok(_)) | None => {}
+        }
+        // The controller has taken them; the broker that is asked hears of it a little later.
+        let end = Instant::now() + self.timeout;
+        loop {
+            let found = written_settings(&read_settings(&self.configuration(topic).await?));
+            if changes.iter().all(|change| found.contains(change)) {
+                return Ok(());
+            }
+            if Instant::now() > end {
+                return Err(attempt.timed_out());
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
 

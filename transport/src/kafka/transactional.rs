@@ -24,8 +24,9 @@ use rdkafka::producer::Producer as _;
 use super::consumer::Membership;
 use super::contact::Contact;
 use super::delivery::{BATCH_RECORDS, Deliveries, WriterContext};
-use super::failure::{Attempt, not_made};
-use super::producer::{Writer, batch_bytes, check, retire, send_when_room};
+use super::failure::Attempt;
+use super::producer::{batch_bytes, check, retire, send_when_room};
+use super::writer::Writer;
 use super::{KafkaLog, blocking, groups, settings};
 use crate::log::{Commit, Delivered, Error, GroupMetadata, OutgoingRecord, Receipt, Result};
 use crate::log::{Transactional, TransactionalConfig};
@@ -138,7 +139,7 @@ impl KafkaTransactional {
         let limit = self.config.timeout + GRACE;
         self.call("aborting a transaction", None, move |writer| writer.abort_transaction(limit)).await?;
         self.renew().await?;
-        self.call("beginning a transaction", None, Writer::begin_transaction).await
+        self.call("beginning a transaction", None, |writer| writer.begin_transaction()).await
     }
 
     async fn try_send(&mut self, records: &[OutgoingRecord]) -> Result<()> {
@@ -198,7 +199,7 @@ impl Transactional for KafkaTransactional {
         if self.wanted_batch_bytes < self.batch_bytes {
             self.renew().await?;
         }
-        let begun = self.call("beginning a transaction", None, Writer::begin_transaction).await;
+        let begun = self.call("beginning a transaction", None, |writer| writer.begin_transaction()).await;
         match begun {
             Ok(()) => {
                 self.state = State::Open;
@@ -300,8 +301,7 @@ async fn open(
 ) -> Result<Arc<Writer>> {
     let (id, timeout) = (&config.transactional_id, config.timeout);
     let settings = settings::transactional(&log.config, id, timeout, &config.settings, batch_bytes);
-    let writer = settings.create_with_context(WriterContext(deliveries.clone()));
-    let writer: Arc<Writer> = Arc::new(writer.map_err(not_made)?);
+    let writer = Writer::make(&settings, WriterContext(deliveries.clone()))?;
     let limit = log.config.timeout;
     let operation = "taking over a transactional id";
     call_writer(

@@ -37,7 +37,7 @@ use crate::log::{ConsumerConfig, Error, Result, Start, Subscription, TopicPartit
 mod rebalance;
 
 /// Longest time without a look at everything, should a wake-up get lost.
-const PARK: Duration = Duration::from_millis(250);
+const PARK: Duration = Duration::from_secs(1);
 
 /// How soon a step that failed for a passing reason is tried again.
 const AGAIN: Duration = Duration::from_millis(200);
@@ -157,7 +157,7 @@ impl Poller {
             self.serve_gone_places();
             self.watch_caller();
             if !self.read() {
-                thread::park_timeout(PARK);
+                thread::park_timeout(if self.is_owed_something() { AGAIN } else { PARK });
             }
         }
         self.leave();
@@ -193,6 +193,11 @@ impl Poller {
             }
             thread::sleep(Duration::from_millis(2));
         }
+    }
+
+    /// Whether there is something to be tried again soon.
+    fn is_owed_something(&self) -> bool {
+        self.pending.is_some() || self.readings.iter().any(|reading| reading.gone)
     }
 
     fn in_group(&self) -> bool {
