@@ -20,6 +20,7 @@ use pipedoc_transport::log::{
     TopicSpec,
 };
 use pipedoc_transport::sqlite::{Options, SqliteLog};
+use rusqlite::types::ToSqlOutput;
 use rusqlite::{Connection, params};
 
 const PARTITIONS: i64 = 4;
@@ -127,10 +128,10 @@ fn raw(folder: &Path, records: usize, page: i64, vacuum: i64) -> (Duration, Dura
                         .execute(params![
                             partition,
                             next[at],
-                            row.get_ref(1).unwrap(),
-                            row.get_ref(2).unwrap(),
-                            row.get_ref(3).unwrap(),
-                            row.get_ref(4).unwrap()
+                            as_is(row, 1),
+                            as_is(row, 2),
+                            as_is(row, 3),
+                            as_is(row, 4)
                         ])
                         .unwrap();
                     next[at] += 1;
@@ -147,6 +148,11 @@ fn raw(folder: &Path, records: usize, page: i64, vacuum: i64) -> (Duration, Dura
         }
     }
     (filled, began.elapsed())
+}
+
+/// A column, without a copy.
+fn as_is<'a>(row: &'a rusqlite::Row<'_>, column: usize) -> ToSqlOutput<'a> {
+    ToSqlOutput::Borrowed(row.get_ref(column).unwrap())
 }
 
 /// The log: fills one topic, then a member of a group copies it to another.

@@ -312,6 +312,45 @@ async fn a_file_under_retention_stops_growing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_write_ahead_log_is_bounded_though_somebody_always_reads() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("log.db");
+    let log = open(&path).await;
+    ensure(&log, 1, TopicSettings::default()).await;
+    let done = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let reading = std::thread::spawn({
+        let (path, done) = (path.clone(), done.clone());
+        move || {
+            // One begins before the other ends.
+            let readers = [sql(&path), sql(&path)];
+            let begin = |n: usize| {
+                readers[n].execute_batch("BEGIN").unwrap();
+                readers[n].query_row("SELECT count(*) FROM state", [], |_| Ok(())).unwrap();
+            };
+            begin(0);
+            for n in 1.. {
+                begin(n % 2);
+                std::thread::sleep(Duration::from_millis(5));
+                readers[(n + 1) % 2].execute_batch("COMMIT").unwrap();
+                if done.load(std::sync::atomic::Ordering::Relaxed) {
+                    return;
+                }
+            }
+        }
+    });
+    let producer = log.producer(ProducerConfig::default()).await.unwrap();
+    let value = Bytes::from(vec![b'x'; 500_000]);
+    let mut longest = 0;
+    for _ in 0..50 {
+        send(&*producer, (0..8).map(|_| record(0, value.clone())).collect()).await;
+        longest = longest.max(path.with_extension("db-wal").metadata().unwrap().len());
+    }
+    done.store(true, std::sync::atomic::Ordering::Relaxed);
+    reading.join().unwrap();
+    assert!(longest < 120 * MIB, "{longest}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_file_that_is_mostly_free_shrinks() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("log.db");

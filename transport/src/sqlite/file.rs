@@ -15,9 +15,9 @@ use crate::error::{FileProblem, Result};
 
 /// How long SQLite itself waits for a lock. Our own writers queue before they
 /// ask for it, so only other programs can make one wait.
-const BUSY: Duration = Duration::from_secs(20);
+pub(super) const BUSY: Duration = Duration::from_secs(20);
 /// The log beside the file is cut to this once it was larger and is empty.
-const WAL_LIMIT: i64 = 64 << 20;
+const WAL_LIMIT: i64 = 16 << 20;
 /// Pages in the write-ahead log before they are copied into the file.
 const CHECKPOINT_PAGES: i64 = 4000;
 /// Bytes of the smallest SQLite database there is: one page.

@@ -9,6 +9,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc;
+use std::time::Duration;
 
 use rusqlite::{Connection, ErrorCode};
 use tokio::sync::oneshot;
@@ -16,7 +17,7 @@ use tokio::sync::oneshot;
 use super::bell::Bell;
 use super::file::{self, Sync};
 use super::problem::Fault;
-use super::turn::Queue;
+use super::turn::{Queue, beside};
 use super::tx::{Changes, Memory, Tx};
 use crate::error::{Error, Result};
 
@@ -25,6 +26,12 @@ const GATHER: usize = 8 << 20;
 /// How often the lock of another program is waited for, each time as long as
 /// [`file`] says, before callers learn of it.
 const PATIENCE: usize = 3;
+
+/// Bytes of the write-ahead log beyond which it is started anew by force.
+const WAL_BOUND: u64 = 64 << 20;
+/// How long readers are waited for then. They look for moments only; one that was
+/// stopped within such a moment must not hold up the writers.
+const READERS: Duration = Duration::from_millis(300);
 
 /// Work for the writer thread.
 pub(super) trait Work: Send {
@@ -62,8 +69,16 @@ impl Writer {
             source: Arc::new(source),
         };
         let (queue, work) = mpsc::channel();
-        let mut thread =
-            Thread { path: path.to_owned(), sync, connection: None, lasting: true, memory: Memory::default(), bell };
+        let mut thread = Thread {
+            path: path.to_owned(),
+            sync,
+            connection: None,
+            lasting: true,
+            memory: Memory::default(),
+            bell,
+            wal: beside(path, "-wal"),
+            wal_bound: WAL_BOUND,
+        };
         let mut turns = Queue::open(path).map_err(backend)?;
         std::thread::Builder::new()
             .name("log-writer".to_owned())
@@ -163,6 +178,9 @@ struct Thread {
     lasting: bool,
     memory: Memory,
     bell: Arc<Bell>,
+    /// The write-ahead log, and the length at which it is seen to next.
+    wal: PathBuf,
+    wal_bound: u64,
 }
 
 impl Thread {
@@ -184,6 +202,7 @@ impl Thread {
             let lasting = batch.iter().any(|work| work.must_last());
             let written = self.write(&connection, lasting, &mut batch);
             if written.is_ok() || undo(&connection) {
+                self.bound_wal(&connection);
                 self.connection = Some(connection);
             }
             written
@@ -226,6 +245,24 @@ impl Thread {
             work.run(&mut tx)?;
         }
         Ok(tx.commit()?)
+    }
+}
+
+impl Thread {
+    /// Starts the write-ahead log anew once it has grown too long. By itself SQLite
+    /// does so only in a moment in which nobody reads, and under load there may be
+    /// none for long.
+    fn bound_wal(&mut self, connection: &Connection) {
+        let length = self.wal.metadata().map_or(0, |metadata| metadata.len());
+        if length < self.wal_bound {
+            return;
+        }
+        let restarted = connection.busy_timeout(READERS).and_then(|()| {
+            let busy = connection.query_row("PRAGMA wal_checkpoint(RESTART)", [], |row| row.get::<_, i64>(0));
+            connection.busy_timeout(file::BUSY).and(busy)
+        });
+        // The next write begins at its start and cuts the rest off.
+        self.wal_bound = if matches!(restarted, Ok(0)) { WAL_BOUND } else { length + WAL_BOUND / 4 };
     }
 }
 
