@@ -78,6 +78,10 @@ fn start() -> Result<Kafka, String> {
             grant(&kafka, holders, operation, resource);
         }
     }
+    // Who may write nowhere gets no producer at all; this one may, only not where it tries.
+    let elsewhere = format!("{CLUSTER}-elsewhere");
+    let arguments = ["--add", "--operation", "Write", "--topic", &elsewhere, "--allow-principal", "User:no-write"];
+    kafka.ask("org.apache.kafka.tools.AclCommand", &arguments);
     Ok(kafka)
 }
 
