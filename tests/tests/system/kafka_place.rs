@@ -60,12 +60,13 @@ impl Place {
         pipedoc::start(name, self.path(), arguments)
     }
 
-    /// Makes a pipeline the running one; what the command said of it.
-    pub fn apply(&self, text: &str) -> String {
+    /// What the command says of a pipeline that would be applied; nothing is changed.
+    pub fn dry_run(&self, text: &str) -> String {
         let file = self.path().join("applied.yaml");
         fs::write(&file, text.replace("CLUSTER", &self.cluster)).unwrap();
         let address = self.address();
-        let output = pipedoc::command(["apply", file.to_str().unwrap(), "--engine", &address]).output().unwrap();
+        let output =
+            pipedoc::command(["apply", "--dry-run", file.to_str().unwrap(), "--engine", &address]).output().unwrap();
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(output.status.success(), "{said}");
         said

@@ -213,11 +213,16 @@ async fn partitions_added_under_load_cost_no_document() {
         let (_engine, _one, _two) = (place.engine(), place.module("echo", "one"), place.module("echo", "two"));
         let work = Work::begin(&kafka, place).await;
         work.place.wait_for_owners("echo", 2, 4, PATIENCE);
-        let grown = Instant::now();
-        let said = work.place.apply(&pipeline().replace("partitions: 4", "partitions: 8"));
-        for word in [work.place.topic(".load.echo").as_str(), "8 partitions instead of 4", "overtake"] {
+        let said = work.place.dry_run(&pipeline().replace("partitions: 4", "partitions: 8"));
+        let topic = work.place.topic(".load.echo");
+        for word in [topic.as_str(), "8 partitions instead of 4", "overtake"] {
             assert!(said.contains(word), "it does not warn of {word:?}:\n{said}");
         }
+        // The input alone: outputs of one document stay in one partition, whose order is looked at.
+        let log = load::log(&kafka.bootstrap()).await;
+        let spec = TopicSpec { topic, partitions: 8, replication: None, settings: TopicSettings::default() };
+        log.ensure_topic(&spec).await.unwrap();
+        let grown = Instant::now();
         work.place.wait_for_owners("echo", 2, 8, PATIENCE);
         let owned = grown.elapsed().as_secs_f64();
         wait_for("documents come from the new partitions", PATIENCE, || {
