@@ -1,23 +1,31 @@
 //! Copies the records of a poll into one piece of memory.
 //!
 //! A message of librdkafka cannot outlive the poll, so one copy is forced. All of
-//! a batch goes into one allocation, of which the records are slices.
+//! a batch goes into one piece of memory, of which the records are slices. When all
+//! of them are gone it serves again: freeing and asking for so much each time would
+//! cost more than the copy.
 
+use std::collections::VecDeque;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use bytes::Bytes;
+use bytes::BytesMut;
 use pipedoc_model::headers::Headers;
 use rdkafka::message::{BorrowedMessage, Headers as _, Message};
 
 use crate::log::Record;
+
+/// So many pieces of memory are kept for a partition.
+const IN_USE: usize = 8;
 
 /// Records being collected.
 #[derive(Debug, Default)]
 pub(super) struct Collector {
     /// What the batch before took: the next one will be about as large.
     last: (usize, usize),
-    memory: Vec<u8>,
+    memory: BytesMut,
+    /// Pieces of memory that batches still lie in, oldest first.
+    in_use: VecDeque<BytesMut>,
     records: Vec<Sketch>,
     headers: Vec<(Range<usize>, Option<Range<usize>>)>,
 }
@@ -45,9 +53,7 @@ impl Collector {
     /// Copies a message.
     pub(super) fn push(&mut self, message: &BorrowedMessage<'_>) {
         if self.records.is_empty() {
-            // Growing step by step would copy all of it several times.
-            self.memory.reserve(self.last.0);
-            self.records.reserve(self.last.1);
+            self.begin();
         }
         let key = message.key().map(|bytes| self.copy(bytes));
         let value = message.payload().map(|bytes| self.copy(bytes));
@@ -86,12 +92,13 @@ impl Collector {
             return Vec::new();
         }
         self.last = (self.memory.len(), self.records.len());
-        let memory = Bytes::from(std::mem::take(&mut self.memory));
+        let memory = self.memory.split().freeze();
         let slice = |range: &Range<usize>| memory.slice(range.clone());
         let record = |sketch: Sketch| {
             let mut headers = Headers::with_capacity(sketch.headers.len());
             for (name, value) in self.headers.get(sketch.headers).unwrap_or_default() {
-                headers.append_shared(slice(name), value.as_ref().map(slice));
+                let text = memory.get(name.clone()).unwrap_or_default();
+                headers.append_named(text, || slice(name), value.as_ref().map(slice));
             }
             let (key, value) = (sketch.key.as_ref().map(slice), sketch.value.as_ref().map(slice));
             Record { offset: sketch.offset, timestamp: sketch.timestamp, key, value, headers }
@@ -99,6 +106,29 @@ impl Collector {
         let records = std::mem::take(&mut self.records).into_iter().map(record).collect();
         self.headers.clear();
         records
+    }
+
+    /// Lets go of memory that is kept for the next batches: none are coming.
+    pub(super) fn rest(&mut self) {
+        self.in_use.clear();
+        self.memory = BytesMut::new();
+    }
+
+    /// Finds room for a batch as large as the last one: growing step by step would
+    /// copy all of it several times.
+    fn begin(&mut self) {
+        let (bytes, records) = self.last;
+        self.records.reserve(records);
+        if self.memory.try_reclaim(bytes) {
+            return;
+        }
+        let oldest_is_free = self.in_use.front_mut().is_some_and(|oldest| oldest.try_reclaim(bytes));
+        let next = if oldest_is_free { self.in_use.pop_front() } else { None };
+        let spent = std::mem::replace(&mut self.memory, next.unwrap_or_else(|| BytesMut::with_capacity(bytes)));
+        self.in_use.push_back(spent);
+        if self.in_use.len() > IN_USE {
+            self.in_use.pop_front();
+        }
     }
 
     fn copy(&mut self, bytes: &[u8]) -> Range<usize> {

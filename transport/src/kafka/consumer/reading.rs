@@ -98,6 +98,9 @@ impl Reading {
             }
         };
         self.expected = ship(batch, &self.source, self.epoch, &send).unwrap_or(self.expected);
+        if matches!(read, Read::End) {
+            batch.rest();
+        }
         if !matches!(read, Read::Empty) {
             self.ready.store(true, Ordering::Release);
         }
