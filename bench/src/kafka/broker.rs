@@ -10,7 +10,6 @@ use pipedoc_model::headers;
 use pipedoc_tests::bed::kafka::Kafka;
 use pipedoc_tests::bed::kafka::setup::Setup;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
-use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{DeliveryResult, Header, Headers as _, Message as _, OwnedHeaders};
@@ -20,16 +19,16 @@ use rdkafka::{ClientContext, Offset, TopicPartitionList};
 use super::bed::{Bed, PARTITIONS};
 use super::count::{Arrived, PATIENCE, Tally};
 use super::documents::Records;
-use super::settings;
+use super::settings::{self, Quiet};
 
 /// How long the broker may take to answer.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A broker that runs.
 pub struct Broker {
-    admin: AdminClient<DefaultClientContext>,
+    admin: AdminClient<Quiet>,
     /// Asks for ends, read committed.
-    asking: BaseConsumer,
+    asking: BaseConsumer<Quiet>,
     /// Dropped last: its clients would complain.
     kafka: Kafka,
 }
@@ -42,8 +41,8 @@ impl Broker {
     pub fn start() -> anyhow::Result<Self> {
         let kafka = Kafka::start_as(Setup::new().as_in_production()).map_err(|reason| anyhow!(reason))?;
         let config = settings::consumer(&kafka.bootstrap(), "bench.ends");
-        let admin = config.create().context("making a client")?;
-        let asking = config.create().context("making a client")?;
+        let admin = config.create_with_context(Quiet).context("making a client")?;
+        let asking = config.create_with_context(Quiet).context("making a client")?;
         Ok(Self { admin, asking, kafka })
     }
 
@@ -117,8 +116,8 @@ impl Bed for Broker {
     }
 
     fn count(&self, topic: &str, records: Records) -> anyhow::Result<Arrived> {
-        let consumer: BaseConsumer =
-            settings::consumer(&self.kafka.bootstrap(), "bench.count").create().context("making a consumer")?;
+        let config = settings::consumer(&self.kafka.bootstrap(), "bench.count");
+        let consumer: BaseConsumer<Quiet> = config.create_with_context(Quiet).context("making a consumer")?;
         let mut list = TopicPartitionList::new();
         for partition in 0..PARTITIONS {
             list.add_partition_offset(topic, partition, Offset::Beginning)?;

@@ -22,7 +22,7 @@ use rdkafka::message::{BorrowedMessage, DeliveryResult, Header, Headers as _, Me
 use rdkafka::producer::{BaseRecord, Producer as _, ProducerContext, ThreadedProducer};
 use rdkafka::{ClientContext, Offset, TopicPartitionList};
 
-use super::settings;
+use super::settings::{self, Quiet};
 
 /// Records of a batch at most. Larger ones gain nothing more; smaller ones wait
 /// for the broker more often.
@@ -51,7 +51,7 @@ const REPLACED: [&str; 6] = [
 pub fn run(bootstrap: &str, group: &str, input: &str, output: &str) -> anyhow::Result<()> {
     let mut config = settings::consumer(bootstrap, group);
     config.set("auto.offset.reset", "earliest");
-    let consumer: BaseConsumer = config.create().context("making the consumer")?;
+    let consumer: BaseConsumer<Quiet> = config.create_with_context(Quiet).context("making the consumer")?;
     consumer.subscribe(&[input]).context("subscribing")?;
     let failures = Failures::default();
     let producer: ThreadedProducer<Failures> =

@@ -1,7 +1,25 @@
 //! The settings of librdkafka that PipeDoc's own clients have, for those that it
 //! is measured against: `transport/src/kafka/settings.rs` says why each is so.
 
-use rdkafka::ClientConfig;
+use rdkafka::client::ClientContext;
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::consumer::ConsumerContext;
+use rdkafka::error::KafkaError;
+use rdkafka::{ClientConfig, Statistics};
+
+/// Context of clients that print nothing, statistics least of all: rdkafka's own
+/// writes them out, which is work that PipeDoc's clients do not do. What fails is
+/// told by the calls that fail.
+#[derive(Debug, Clone, Copy)]
+pub struct Quiet;
+
+impl ClientContext for Quiet {
+    fn log(&self, _: RDKafkaLogLevel, _: &str, _: &str) {}
+    fn stats(&self, _: Statistics) {}
+    fn error(&self, _: KafkaError, _: &str) {}
+}
+
+impl ConsumerContext for Quiet {}
 
 /// A producer as PipeDoc's: idempotent, acknowledged by all replicas.
 pub fn producer(bootstrap: &str) -> ClientConfig {
