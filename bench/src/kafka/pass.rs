@@ -24,7 +24,7 @@ use crate::cpu;
 use crate::method::{Arm, Run};
 
 /// How long one run may take.
-const LIMIT: Duration = Duration::from_secs(300);
+const LIMIT: Duration = Duration::from_secs(120);
 
 /// What an arm's process is told.
 pub struct Task<'a> {
@@ -107,8 +107,11 @@ impl Arm for Passing<'_> {
             }
             ensure!(
                 began.elapsed() < LIMIT,
-                "{} arrived in {LIMIT:?}; it printed:\n{}",
-                watch.arrived(),
+                "it stands: of {} records, partitions of the output hold {:?} and those of the input {:?} after {LIMIT:?}; \
+                 it printed:\n{}",
+                records.count,
+                watch.ends(),
+                bed.ends(input)?,
                 process.output()
             );
             std::thread::sleep(Duration::from_millis(20));

@@ -68,10 +68,14 @@ impl Watch {
         !self.thread.is_finished()
     }
 
+    /// How far each partition of the output goes.
+    pub fn ends(&self) -> Vec<i64> {
+        self.looks.lock().last().map(|look| look.ends.clone()).unwrap_or_default()
+    }
+
     /// How many records the output holds, with what else takes an offset.
     pub fn arrived(&self) -> u64 {
-        let last = self.looks.lock().last().map(|look| look.ends.iter().sum::<i64>());
-        last.and_then(|sum| u64::try_from(sum).ok()).unwrap_or(0)
+        u64::try_from(self.ends().iter().sum::<i64>()).unwrap_or(0)
     }
 
     /// Ends it; gives what it has seen.
