@@ -6,6 +6,9 @@ use bytes::Bytes;
 use pipedoc_model::headers::{self, Headers};
 use pipedoc_transport::log::{Record, TopicPartition};
 
+/// How many headers of ours a step may add.
+const OURS: usize = 10;
+
 /// Separates a parent's id from a part's number.
 const PART: char = '#';
 
@@ -35,7 +38,7 @@ pub(crate) fn hops(record: &Record) -> i64 {
 
 /// Headers of what a step sends on for a record.
 pub(crate) fn next(record: &Record, source: &TopicPartition, group: &str) -> Headers {
-    let mut next = record.headers.clone();
+    let mut next = record.headers.copy_with_room(OURS);
     set_source(&mut next, record, source, group);
     next.set(headers::HOP, hops(record).saturating_add(1).to_string());
     if next.get_str(headers::STREAM_ID).is_none() {

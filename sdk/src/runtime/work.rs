@@ -348,8 +348,11 @@ impl Workshop {
         write_trace(span, &mut base);
         let mut made = Made { records: Vec::new(), partial: output.partial, unable: Vec::new() };
         let key = job.record.key.as_deref();
-        for item in output.items {
-            self.send_on(item, Some(origin.clone()), &base, key, &mut made).await?;
+        let mut items = output.items.into_iter().peekable();
+        while let Some(item) = items.next() {
+            // Copies cost something on every record; the last one, mostly the only one, needs none.
+            let headers = if items.peek().is_some() { base.clone() } else { std::mem::take(&mut base) };
+            self.send_on(item, Some(origin.clone()), headers, key, &mut made).await?;
         }
         Ok(made)
     }
@@ -368,7 +371,7 @@ impl Workshop {
         let mut made = Made { records: Vec::new(), partial: None, unable: Vec::new() };
         let origin = Some(Origin { id: id.clone(), version });
         let item = Item { content, to: None };
-        match self.send_on(item, origin, &base, Some(id.as_bytes()), &mut made).await {
+        match self.send_on(item, origin, base, Some(id.as_bytes()), &mut made).await {
             Ok(()) => Ok(made.about(about)),
             Err(fault) => Err(fault.about(about)),
         }
@@ -378,7 +381,7 @@ impl Workshop {
         &self,
         item: Item,
         origin: Option<Origin>,
-        base: &Headers,
+        mut headers: Headers,
         key: Option<&[u8]>,
         made: &mut Made,
     ) -> Result<(), Fault> {
@@ -391,29 +394,27 @@ impl Workshop {
                 if let Some(origin) = origin {
                     inherit(&mut doc, &origin);
                 }
-                let destinations = self.router.document(&doc, to, Incoming { headers: base, key })?;
+                let destinations = self.router.document(&doc, to, Incoming { headers: &headers, key })?;
                 if destinations.is_empty() {
                     return Ok(());
                 }
                 let offloaded = self.claims.offload(doc).await.map_err(Fault::of_store)?;
-                let mut headers = base.clone();
                 hop::set_identity(&mut headers, &offloaded.id, offloaded.version);
                 headers.remove(headers::CLAIM);
                 for claim in &offloaded.claims {
                     headers.append(headers::CLAIM, Some(Bytes::copy_from_slice(claim.as_bytes())));
                 }
-                self.write(destinations, &headers, Some(offloaded.value), made).await?;
+                self.write(destinations, headers, Some(offloaded.value), made).await?;
             }
             Content::Deletion(id) => {
                 if id.is_empty() {
                     return Err(Error::permanent("the module gave a deletion without id").with_kind("no-id").into());
                 }
-                let (destinations, unable) = self.router.deletion(&id, to, Incoming { headers: base, key })?;
+                let (destinations, unable) = self.router.deletion(&id, to, Incoming { headers: &headers, key })?;
                 made.unable.extend(unable);
-                let mut headers = base.clone();
                 hop::set_identity(&mut headers, &id, origin.map_or(0, |origin| origin.version));
                 headers.remove(headers::CLAIM);
-                self.write(destinations, &headers, None, made).await?;
+                self.write(destinations, headers, None, made).await?;
             }
         }
         Ok(())
@@ -422,20 +423,18 @@ impl Workshop {
     async fn write(
         &self,
         destinations: Vec<Destination>,
-        headers: &Headers,
-        value: Option<Bytes>,
+        mut headers: Headers,
+        mut value: Option<Bytes>,
         made: &mut Made,
     ) -> Result<()> {
-        for Destination { topic, key } in destinations {
-            self.topics.check_size(&topic, key.as_deref(), value.as_deref(), headers).await?;
-            made.records.push(OutgoingRecord {
-                topic,
-                partition: None,
-                timestamp: None,
-                key,
-                value: value.clone(),
-                headers: headers.clone(),
-            });
+        let mut destinations = destinations.into_iter().peekable();
+        while let Some(Destination { topic, key }) = destinations.next() {
+            self.topics.check_size(&topic, key.as_deref(), value.as_deref(), &headers).await?;
+            let (value, headers) = match destinations.peek() {
+                Some(_) => (value.clone(), headers.clone()),
+                None => (value.take(), std::mem::take(&mut headers)),
+            };
+            made.records.push(OutgoingRecord { topic, partition: None, timestamp: None, key, value, headers });
         }
         Ok(())
     }
