@@ -15,6 +15,7 @@ use bed::*;
 use parking_lot::Mutex;
 use pipedoc_model::names::{ClusterName, Topic};
 use pipedoc_model::step::{StepPlan, StepType};
+use pipedoc_sdk::error::Result;
 use pipedoc_sdk::factory::Factory;
 use pipedoc_sdk::layers::Layers;
 use pipedoc_sdk::module::{Connector, Step};
