@@ -179,6 +179,7 @@ mod tests {
     }
 
     #[test]
+    #[allow(clippy::single_range_in_vec_init, reason = "one range is meant")]
     fn a_few_runs_are_a_few_characters() {
         assert_eq!(encode(7, &[], LIMIT), "");
         let text = encode(1_000_000, &[1_000_001..1_009_999], LIMIT);

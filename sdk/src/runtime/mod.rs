@@ -46,6 +46,7 @@ mod emit;
 mod hop;
 mod lanes;
 mod outbox;
+pub(crate) mod pace;
 pub(crate) mod partitions;
 pub(crate) mod process;
 mod pump;

@@ -89,11 +89,11 @@ impl Service<Request> for Outermost {
         // The service that is ready does the work; its clone is not ready yet.
         let clone = self.0.clone();
         let mut ready = std::mem::replace(&mut self.0, clone);
-        let work = async move { AssertUnwindSafe(async move { ready.call(request).await }).catch_unwind().await };
-        Box::pin(
-            async move { work.await.unwrap_or_else(|panic| Err(Failure(panicked(panic.as_ref())).into())) }
-                .instrument(span),
-        )
+        let work = async move {
+            let work = AssertUnwindSafe(async move { ready.call(request).await }).catch_unwind();
+            work.await.unwrap_or_else(|panic| Err(Failure(panicked(panic.as_ref())).into()))
+        };
+        if span.is_disabled() { Box::pin(work) } else { Box::pin(work.instrument(span)) }
     }
 }
 

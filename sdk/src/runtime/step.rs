@@ -15,10 +15,12 @@ use pipedoc_transport::log::{Consumer, ConsumerConfig, Log, Producer, ProducerCo
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
 
-use super::clients;
 use super::claims::{Claims, Shelf};
+use super::clients;
 use super::connect;
+use super::pace::Pace;
 use super::partitions::Bounds;
 use super::pump::Pump;
 use super::records::{Exact, RecordPump, Station};
@@ -264,7 +266,9 @@ async fn close(program: Program, board: &Board) {
         Ok(Ok(())) => {}
         Ok(Err(_)) => {
             let seconds = CLOSE_MAY_TAKE.as_secs();
-            board.trouble(&Error::retryable(format!("the module's close had not ended after {seconds} s and was let go")));
+            board.trouble(&Error::retryable(format!(
+                "the module's close had not ended after {seconds} s and was let go"
+            )));
         }
         Err(panic) => board.trouble(&process::panicked(panic.as_ref()).context("the module cannot be closed")),
     }
@@ -433,11 +437,13 @@ async fn run_once(
         claims: Claims::new(Arc::clone(&around.shelf), plan, bounds.bytes as u64),
         topics: Topics::new(Arc::clone(&around.log)),
         service,
+        pace: Pace::default(),
     });
     let settings = clients::settings("producer", &plan.producer_settings)?;
     let transactional_settings = settings.clone();
     let producer = around.log.producer(ProducerConfig { client_id: around.id.clone(), settings });
     let producer: Arc<dyn Producer> = producer.await.context("a producer cannot be made")?;
+    let span = tracing::info_span!("step", step = %plan.id);
     match program {
         Program::Documents(_) => {}
         Program::Records(program) => {
@@ -448,7 +454,7 @@ async fn run_once(
                 Exact::new(Arc::clone(&around.log), Arc::clone(&consumer), around.id.clone(), settings)
             });
             let station = Station::new(shop, Arc::clone(program), producer, Arc::clone(board), concurrency, exact);
-            RecordPump::new(Arc::new(station), consumer, bounds).run(orders).await?;
+            RecordPump::new(Arc::new(station), consumer, bounds).run(orders).instrument(span).await?;
             return Ok(Ended::Stopped);
         }
         Program::Connector(connector) => {
@@ -460,7 +466,7 @@ async fn run_once(
     let consumer = input_consumer(around, plan).await?;
     board.set_consumer(Some(Arc::clone(&consumer)));
     let pump = Pump::new(shop, Arc::clone(board), consumer, producer, bounds, concurrency);
-    pump.run(orders).await?;
+    pump.run(orders).instrument(span).await?;
     Ok(Ended::Stopped)
 }
 

@@ -20,6 +20,7 @@ use tracing::{Instrument, Span};
 use super::claims::Claims;
 use super::hop::{self, root_id};
 use super::lanes::LaneId;
+use super::pace::Pace;
 use super::process;
 use super::route::{Destination, Incoming, Router};
 use super::topics::Topics;
@@ -37,6 +38,7 @@ pub(crate) struct Workshop {
     pub(crate) topics: Topics,
     /// The module's stack; none for programs that are no `Module`.
     pub(crate) service: Option<ProcessService>,
+    pub(crate) pace: Pace,
 }
 
 /// A record to be worked on.
@@ -140,7 +142,7 @@ impl Workshop {
             let output = answer.into_iter().next().unwrap_or_else(|| Err(no_answer()))?;
             self.finish(job, &ready.origin, output, &span).await
         };
-        let result = work.instrument(span.clone()).await;
+        let result = if span.is_disabled() { work.await } else { work.instrument(span.clone()).await };
         result.map(|made| made.about(about.clone())).map_err(|fault| fault.about(about))
     }
 
@@ -295,9 +297,12 @@ impl Workshop {
         process::call(service, request).await
     }
 
+    /// A hop of the record's trace, where somebody takes spans of single records:
+    /// they cost as much as a small module does. Elsewhere the trace passes through
+    /// as it came, and lines are told within the step's span.
     fn span(&self, job: &Job) -> Span {
         let span =
-            tracing::info_span!("process", step = %self.plan.id, source = %job.source, offset = job.record.offset);
+            tracing::debug_span!("process", step = %self.plan.id, source = %job.source, offset = job.record.offset);
         continue_trace(&span, &job.record.headers);
         span
     }

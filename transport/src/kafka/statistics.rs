@@ -14,9 +14,11 @@ use rdkafka::Statistics;
 
 use crate::log::TopicPartition;
 
+type Observe = dyn Fn(&ClientStatistics) + Send + Sync;
+
 /// Who is told.
 #[derive(Clone, Default)]
-pub struct StatisticsObserver(Option<Arc<dyn Fn(&ClientStatistics) + Send + Sync>>);
+pub struct StatisticsObserver(Option<Arc<Observe>>);
 
 impl StatisticsObserver {
     /// Tells `observe`, on a thread of the client: it must not wait for anything.

@@ -373,9 +373,8 @@ impl Topics {
         }
         let attempt = self.attempt("changing a topic's settings").needs("AlterConfigs");
         let results = self.admin.alter_configs([&altered], &AdminOptions::new().request_timeout(Some(self.timeout)));
-        match results.await.map_err(|error| attempt.failed(error))?.pop() {
-            Some(Err((_, code))) => return Err(attempt.refused_on(topic, code)),
-            Some(Ok(_)) | None => {}
+        if let Some(Err((_, code))) = results.await.map_err(|error| attempt.failed(error))?.pop() {
+            return Err(attempt.refused_on(topic, code));
         }
         // The controller has taken them; the broker that is asked hears of it a little later.
         let end = Instant::now() + self.timeout;

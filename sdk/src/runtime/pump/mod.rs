@@ -30,6 +30,7 @@ use super::{Order, retry};
 use crate::error::{Error, Result};
 use crate::event::Event;
 use ownership::Revoking;
+use task::Begun;
 pub(crate) use task::Signal;
 
 /// How often offsets are committed while work goes on.
@@ -38,6 +39,10 @@ const COMMIT_EVERY: Duration = Duration::from_secs(1);
 const COMMIT_WHEN_DRAINED: Duration = Duration::from_millis(50);
 /// How long tasks that were aborted may take to end.
 const GHOSTS_MAY_TAKE: Duration = Duration::from_secs(2);
+
+/// So many deliveries are worked on within one round of the loop, where each takes
+/// microseconds.
+const WORKED_HERE_AT_MOST: usize = 64;
 
 /// No work begins while so many bytes of outputs are on their way.
 const OUTBOX_BYTES: usize = 64 << 20;
@@ -63,6 +68,8 @@ pub(crate) struct Pump {
     commit_failed: bool,
     /// Since when something waits for a batch to fill.
     batch_since: Option<Instant>,
+    /// Whether some could be started and were left for the next round.
+    more_to_start: bool,
     order: Order,
     breaker: Breaker,
     /// What makes going on with these clients impossible.
@@ -110,6 +117,7 @@ impl Pump {
             last_commit: Instant::now(),
             commit_failed: false,
             batch_since: None,
+            more_to_start: false,
             order: Order::Run,
             breaker,
             fatal: None,
@@ -246,6 +254,7 @@ impl Pump {
 
     /// Starts what may start.
     fn start_work(&mut self, now: Instant) {
+        self.more_to_start = false;
         // What comes out may be far more than what goes in.
         if self.order == Order::Pause || self.outbox.bytes() >= OUTBOX_BYTES {
             // Nothing waits for a batch to fill while none can begin.
@@ -255,14 +264,30 @@ impl Pump {
         if self.shop.plan.batch.is_some() {
             return self.start_batches(now);
         }
+        let mut here = 0;
         while let Some(id) = self.lanes.start() {
             let Some(delivery) = self.deliveries.get_mut(id) else {
                 // Dropped deliveries are forgotten by the lanes; this one slipped through.
                 self.lanes.work_ended();
                 continue;
             };
-            let task = task::work(&self.shop, vec![(id, delivery.job())], false, &self.signaller);
-            delivery.stage = Stage::Working(task);
+            if !self.shop.pace.is_quick() {
+                let task = task::work(&self.shop, vec![(id, delivery.job())], false, &self.signaller);
+                delivery.stage = Stage::Working(task);
+                continue;
+            }
+            match task::work_here(&self.shop, id, delivery.job(), &self.signaller) {
+                Begun::Runs(task) => delivery.stage = Stage::Working(task),
+                Begun::Ended(result) => {
+                    self.take(Signal::Worked(vec![id], result.map(|result| vec![result])));
+                    here += 1;
+                    if here == WORKED_HERE_AT_MOST {
+                        // The rest has its turn: sends, commits, the consumer.
+                        self.more_to_start = true;
+                        return;
+                    }
+                }
+            }
         }
     }
 
@@ -374,11 +399,12 @@ impl Pump {
             Order::Stop { by } => Some(by + GHOSTS_MAY_TAKE),
             _ => None,
         };
+        let more = self.more_to_start.then_some(now);
         let restarts = self.partitions.iter().filter_map(|partition| partition.restart_at);
         // Those whose time was up wait for a commit, which tells when it has ended.
         let revocations = self.revoking.iter().map(|revoking| revoking.by).filter(|by| *by > now);
         let next_at = if self.next.is_none() { self.next_at } else { None };
-        [self.lanes.next_wake(), batch, stop, next_at, self.commit_due()]
+        [self.lanes.next_wake(), batch, stop, next_at, more, self.commit_due()]
             .into_iter()
             .flatten()
             .chain(restarts)

@@ -1,10 +1,14 @@
 //! The tasks beside the pump, and the signals they come back with.
 
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::Instant;
 
 use pipedoc_transport::log::{OutgoingRecord, Record, TopicPartition};
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::task::AbortHandle;
+use tracing::Instrument;
 
 use crate::runtime::dead_letter::{self, Reason};
 use crate::runtime::lanes::DeliveryId;
@@ -47,6 +51,36 @@ impl Drop for Promise {
     }
 }
 
+/// How work on a delivery went on.
+pub(super) enum Begun {
+    /// It has ended; without a result when it panicked.
+    Ended(Option<Result<Worked, Failed>>),
+    /// A task is at it.
+    Runs(AbortHandle),
+}
+
+/// Begins work on one delivery here and now, which costs far less than a task of
+/// its own; a task goes on with it where it has to wait for something.
+pub(super) fn work_here(shop: &Arc<Workshop>, id: DeliveryId, job: Job, signaller: &UnboundedSender<Signal>) -> Begun {
+    let began = Instant::now();
+    let shared = Arc::clone(shop);
+    let mut work = Box::pin(async move { shared.one(&job).await });
+    let mut nobody = Context::from_waker(Waker::noop());
+    match std::panic::catch_unwind(AssertUnwindSafe(|| work.as_mut().poll(&mut nobody))) {
+        Ok(Poll::Ready(result)) => {
+            shop.pace.worked_here(began.elapsed());
+            Begun::Ended(Some(result))
+        }
+        Ok(Poll::Pending) => {
+            let promise = Promise::new(signaller, Signal::Worked(vec![id], None));
+            let task = async move { promise.keep(Signal::Worked(vec![id], Some(vec![work.await]))) };
+            // The task's first poll asks anew to be woken.
+            Begun::Runs(tokio::spawn(task.in_current_span()).abort_handle())
+        }
+        Err(_) => Begun::Ended(None),
+    }
+}
+
 /// Works on one delivery, or on several that share a batch.
 pub(super) fn work(
     shop: &Arc<Workshop>,
@@ -57,15 +91,20 @@ pub(super) fn work(
     let shop = Arc::clone(shop);
     let (ids, jobs): (Vec<DeliveryId>, Vec<Job>) = jobs.into_iter().unzip();
     let promise = Promise::new(signaller, Signal::Worked(ids.clone(), None));
-    let task = tokio::spawn(async move {
+    let work = async move {
         let results = match jobs.as_slice() {
-            [job] if !batch => vec![shop.one(job).await],
+            [job] if !batch => {
+                let began = Instant::now();
+                let result = shop.one(job).await;
+                shop.pace.worked(began.elapsed());
+                vec![result]
+            }
             jobs => shop.batch(jobs).await,
         };
         drop(shop);
         promise.keep(Signal::Worked(ids, Some(results)));
-    });
-    task.abort_handle()
+    };
+    tokio::spawn(work.in_current_span()).abort_handle()
 }
 
 /// Makes a dead letter, for as long as it takes.

@@ -48,7 +48,7 @@ pub(super) async fn attempt(
     // Closed only when the step has ended.
     let _hand = station.hands.acquire().await;
     let shop = &station.shop;
-    let span = tracing::info_span!(
+    let span = tracing::debug_span!(
         "process", step = %shop.plan.id, source = %source.place, records = batch.records.len()
     );
     if let Some(first) = batch.records.first() {

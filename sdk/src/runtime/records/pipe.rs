@@ -338,7 +338,7 @@ impl Pipe {
         }
         if self.trial.traced {
             // Each record has a trace of its own, so each hop a span of its own.
-            let span = tracing::info_span!("pipe", source = %source.place, offset = record.offset);
+            let span = tracing::debug_span!("pipe", source = %source.place, offset = record.offset);
             continue_trace(&span, &record.headers);
             write_trace(&span, &mut next);
         }

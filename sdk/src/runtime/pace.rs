@@ -1,0 +1,63 @@
+//! Whether a module is so quick that a task for each document costs more than it.
+//!
+//! A quick one is worked on within the pump. Anything else has tasks of its own, so
+//! that it may use all cores and holds nobody up. A module shows that it is quick
+//! by a row of documents that took microseconds, waiting included; one that is slow
+//! once has to show it anew.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+/// A document that took less than this was quick.
+const QUICK: Duration = Duration::from_micros(100);
+/// One that took more than this in the pump held others up.
+const SLOW: Duration = Duration::from_millis(1);
+/// So many quick ones in a row make a quick module.
+const ENOUGH: u32 = 8;
+
+/// Remembers how quick a step's module was of late.
+#[derive(Debug, Default)]
+pub(crate) struct Pace(AtomicU32);
+
+impl Pace {
+    /// Whether documents may be worked on within the pump.
+    pub(crate) fn is_quick(&self) -> bool {
+        self.0.load(Ordering::Relaxed) >= ENOUGH
+    }
+
+    /// A task has worked on a document for so long.
+    pub(crate) fn worked(&self, elapsed: Duration) {
+        // Tasks may overlap; whose count gets lost does not matter.
+        let row = if elapsed < QUICK { (self.0.load(Ordering::Relaxed) + 1).min(ENOUGH) } else { 0 };
+        self.0.store(row, Ordering::Relaxed);
+    }
+
+    /// The pump has worked on a document for so long.
+    pub(crate) fn worked_here(&self, elapsed: Duration) {
+        if elapsed > SLOW {
+            self.0.store(0, Ordering::Relaxed);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_row_of_quick_ones_makes_a_quick_module_and_one_slow_one_ends_it() {
+        let pace = Pace::default();
+        let quick = Duration::from_micros(5);
+        (1..ENOUGH).for_each(|_| pace.worked(quick));
+        assert!(!pace.is_quick());
+        pace.worked(Duration::from_millis(2));
+        (1..ENOUGH).for_each(|_| pace.worked(quick));
+        assert!(!pace.is_quick(), "the row was broken");
+        pace.worked(quick);
+        assert!(pace.is_quick());
+        pace.worked_here(QUICK * 2);
+        assert!(pace.is_quick(), "a moment's delay is not the module's");
+        pace.worked_here(SLOW * 2);
+        assert!(!pace.is_quick());
+    }
+}
