@@ -3,10 +3,11 @@
 //! Pure. The stages and what leads from one to the other are drawn in
 //! [`crate::runtime`].
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use pipedoc_transport::log::{OutgoingRecord, Record, TopicPartition};
+use rustc_hash::FxHashMap;
 use tokio::task::AbortHandle;
 
 use super::dead_letter::Reason;
@@ -17,7 +18,9 @@ use super::work::About;
 #[derive(Debug)]
 pub(crate) struct Delivery {
     pub(crate) source: Arc<TopicPartition>,
-    pub(crate) record: Record,
+    /// Shared with the task that works on it: a copy of its headers costs as much as
+    /// a small module.
+    pub(crate) record: Arc<Record>,
     /// Attempts that failed.
     pub(crate) attempts: u32,
     /// Times that it could not be tried, through no fault of its own.
@@ -66,15 +69,15 @@ impl Delivery {
 /// The open deliveries of a step, and what still runs of those dropped.
 #[derive(Debug, Default)]
 pub(crate) struct Deliveries {
-    open: HashMap<DeliveryId, Delivery>,
+    open: FxHashMap<DeliveryId, Delivery>,
     /// Dropped while at work: they keep their lanes until their tasks have ended,
     /// so that no key is ever at work twice.
-    ghosts: HashMap<DeliveryId, LaneId>,
+    ghosts: FxHashMap<DeliveryId, LaneId>,
     /// By lane: those whose outputs are on their way, and those refused since whose
     /// dead letters are not.
-    on_their_way: HashMap<LaneId, BTreeSet<DeliveryId>>,
+    on_their_way: FxHashMap<LaneId, BTreeSet<DeliveryId>>,
     /// By lane: those whose dead letters wait for their predecessors.
-    held: HashMap<LaneId, BTreeSet<DeliveryId>>,
+    held: FxHashMap<LaneId, BTreeSet<DeliveryId>>,
     next: DeliveryId,
 }
 

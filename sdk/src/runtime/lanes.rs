@@ -6,10 +6,11 @@
 //! is in it.
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap, VecDeque};
+use std::collections::{BinaryHeap, VecDeque};
 use std::hash::{BuildHasher, RandomState};
 
 use pipedoc_transport::log::TopicPartition;
+use rustc_hash::FxHashMap;
 use tokio::time::Instant;
 
 /// A delivery, by a number that is never used again.
@@ -32,7 +33,7 @@ pub(crate) enum LaneKey<'a> {
 /// All lanes of a step.
 #[derive(Debug)]
 pub(crate) struct Lanes {
-    lanes: HashMap<LaneId, Lane>,
+    lanes: FxHashMap<LaneId, Lane>,
     /// Lanes whose head may start.
     ready: VecDeque<LaneId>,
     /// Lanes that wait until a moment.
@@ -59,7 +60,7 @@ impl Lanes {
     /// No lanes. `concurrency` is at least 1.
     pub(crate) fn new(concurrency: usize) -> Self {
         Self {
-            lanes: HashMap::new(),
+            lanes: FxHashMap::default(),
             ready: VecDeque::new(),
             waiting: BinaryHeap::new(),
             working: 0,
@@ -256,6 +257,8 @@ mod tests {
     use std::time::Duration;
 
     use proptest::prelude::*;
+
+    use std::collections::HashMap;
 
     use super::*;
 

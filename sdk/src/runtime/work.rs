@@ -44,7 +44,7 @@ pub(crate) struct Workshop {
 /// A record to be worked on.
 #[derive(Debug, Clone)]
 pub(crate) struct Job {
-    pub(crate) record: Record,
+    pub(crate) record: Arc<Record>,
     pub(crate) source: Arc<TopicPartition>,
     /// What it must stay in order with.
     pub(crate) lane: LaneId,
@@ -134,7 +134,7 @@ impl From<Error> for Fault {
 impl Workshop {
     /// Works on one record.
     pub(crate) async fn one(&self, job: &Job) -> Result<Worked, Failed> {
-        let mut about = About::of(&job.record);
+        let mut about = About::default();
         let span = self.span(job);
         let work = async {
             let ready = self.ready(job, &mut about, true).await?;
@@ -143,7 +143,11 @@ impl Workshop {
             self.finish(job, &ready.origin, output, &span).await
         };
         let result = if span.is_disabled() { work.await } else { work.instrument(span.clone()).await };
-        result.map(|made| made.about(about.clone())).map_err(|fault| fault.about(about))
+        match result {
+            Ok(made) => Ok(made.about(about)),
+            Err(fault) if about.document.is_empty() => Err(fault.about(About::of(&job.record))),
+            Err(fault) => Err(fault.about(about)),
+        }
     }
 
     /// Works on records that share a batch; one result for each, in order.
@@ -316,6 +320,7 @@ impl Workshop {
                 Error::permanent("a tombstone without key and without pipedoc_document_id names no document")
                     .with_kind("decode")
             })?;
+            *about = About::of(record);
             let origin = Origin { id: id.clone(), version: hop::version(record) };
             let input = Input::Deletion(Deletion { id, version: origin.version });
             return Ok(Ready { input, origin, _hydrated: None });

@@ -22,7 +22,7 @@ use super::tx::{Changes, Memory, Tx};
 use crate::error::{Error, Result};
 
 /// Bytes gathered into one transaction, about.
-const GATHER: usize = 8 << 20;
+const GATHER: usize = 4 << 20;
 /// How often the lock of another program is waited for, each time as long as
 /// [`file`] says, before callers learn of it.
 const PATIENCE: usize = 3;

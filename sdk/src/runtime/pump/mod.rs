@@ -246,7 +246,7 @@ impl Pump {
                 continue;
             }
             let source = Arc::clone(&partition.source);
-            let delivery = Delivery::new(source, record, lane);
+            let delivery = Delivery::new(source, Arc::new(record), lane);
             self.deliveries.insert(id, delivery);
             self.lanes.push(lane, id);
         }

@@ -20,13 +20,13 @@ use crate::runtime::work::{About, Failed, Job, Worked};
 
 impl Delivery {
     /// One that waits for its first attempt.
-    pub(super) fn new(source: Arc<log::TopicPartition>, record: Record, lane: u64) -> Self {
+    pub(super) fn new(source: Arc<log::TopicPartition>, record: Arc<Record>, lane: u64) -> Self {
         Self { source, record, attempts: 0, setbacks: 0, alone: false, lane, stage: Stage::Waiting }
     }
 
     /// What a task is to do.
     pub(super) fn job(&self) -> Job {
-        let (record, source) = (self.record.clone(), Arc::clone(&self.source));
+        let (record, source) = (Arc::clone(&self.record), Arc::clone(&self.source));
         Job { record, source, lane: self.lane, attempt: self.attempts }
     }
 }
@@ -146,7 +146,7 @@ impl Pump {
             }
             // PAUSE has stopped the partition.
             OnExhausted::DeadLetter | OnExhausted::Pause => {
-                let record = delivery.record.clone();
+                let record = Arc::clone(&delivery.record);
                 let reason = Reason::new(error, delivery.attempts);
                 let source = Arc::clone(&delivery.source);
                 let task = task::bury(&self.shop, &self.board, id, record, source, reason.clone(), &self.signaller);
@@ -165,7 +165,7 @@ impl Pump {
         };
         let Some(letter) = letter else {
             // The task ended without its letter: begin again.
-            let record = delivery.record.clone();
+            let record = Arc::clone(&delivery.record);
             let source = Arc::clone(&delivery.source);
             let task = task::bury(&self.shop, &self.board, id, record, source, reason.clone(), &self.signaller);
             delivery.stage = Stage::Burying { task, about, reason };

@@ -112,7 +112,7 @@ pub(super) fn bury(
     shop: &Arc<Workshop>,
     board: &Arc<Board>,
     id: DeliveryId,
-    record: Record,
+    record: Arc<Record>,
     source: Arc<TopicPartition>,
     reason: Reason,
     signaller: &UnboundedSender<Signal>,
