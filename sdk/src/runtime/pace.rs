@@ -1,7 +1,7 @@
 //! Whether a module is so quick that a task for each document costs more than it.
 //!
-//! A quick one is worked on within the pump. Anything else has tasks of its own, so
-//! that it may use all cores and holds nobody up. A module shows that it is quick
+//! Documents of a quick one are worked on in rows, a task for each row. Anything else
+//! has a task for each document, so that it may use all cores and holds nobody up. A module shows that it is quick
 //! by a row of documents that took microseconds, waiting included; one that is slow
 //! once has to show it anew.
 
@@ -10,7 +10,7 @@ use std::time::Duration;
 
 /// A document that took less than this was quick.
 const QUICK: Duration = Duration::from_micros(100);
-/// One that took more than this in the pump held others up.
+/// One that took more than this in a row held others up.
 const SLOW: Duration = Duration::from_millis(1);
 /// So many quick ones in a row make a quick module.
 const ENOUGH: u32 = 8;
@@ -20,7 +20,7 @@ const ENOUGH: u32 = 8;
 pub(crate) struct Pace(AtomicU32);
 
 impl Pace {
-    /// Whether documents may be worked on within the pump.
+    /// Whether documents may be worked on in rows.
     pub(crate) fn is_quick(&self) -> bool {
         self.0.load(Ordering::Relaxed) >= ENOUGH
     }
@@ -32,8 +32,8 @@ impl Pace {
         self.0.store(row, Ordering::Relaxed);
     }
 
-    /// The pump has worked on a document for so long.
-    pub(crate) fn worked_here(&self, elapsed: Duration) {
+    /// A row has worked on a document for so long, waiting included.
+    pub(crate) fn worked_in_a_row(&self, elapsed: Duration) {
         if elapsed > SLOW {
             self.0.store(0, Ordering::Relaxed);
         }
@@ -55,9 +55,9 @@ mod tests {
         assert!(!pace.is_quick(), "the row was broken");
         pace.worked(quick);
         assert!(pace.is_quick());
-        pace.worked_here(QUICK * 2);
+        pace.worked_in_a_row(QUICK * 2);
         assert!(pace.is_quick(), "a moment's delay is not the module's");
-        pace.worked_here(SLOW * 2);
+        pace.worked_in_a_row(SLOW * 2);
         assert!(!pace.is_quick());
     }
 }

@@ -30,7 +30,6 @@ use super::{Order, retry};
 use crate::error::{Error, Result};
 use crate::event::Event;
 use ownership::Revoking;
-use task::Begun;
 pub(crate) use task::Signal;
 
 /// How often offsets are committed while work goes on.
@@ -40,9 +39,8 @@ const COMMIT_WHEN_DRAINED: Duration = Duration::from_millis(50);
 /// How long tasks that were aborted may take to end.
 const GHOSTS_MAY_TAKE: Duration = Duration::from_secs(2);
 
-/// So many deliveries are worked on within one round of the loop, where each takes
-/// microseconds.
-const WORKED_HERE_AT_MOST: usize = 64;
+/// So many deliveries of a quick module make a row.
+const ROW: usize = 32;
 
 /// No work begins while so many bytes of outputs are on their way.
 const OUTBOX_BYTES: usize = 64 << 20;
@@ -68,8 +66,6 @@ pub(crate) struct Pump {
     commit_failed: bool,
     /// Since when something waits for a batch to fill.
     batch_since: Option<Instant>,
-    /// Whether some could be started and were left for the next round.
-    more_to_start: bool,
     order: Order,
     breaker: Breaker,
     /// What makes going on with these clients impossible.
@@ -117,7 +113,6 @@ impl Pump {
             last_commit: Instant::now(),
             commit_failed: false,
             batch_since: None,
-            more_to_start: false,
             order: Order::Run,
             breaker,
             fatal: None,
@@ -254,7 +249,6 @@ impl Pump {
 
     /// Starts what may start.
     fn start_work(&mut self, now: Instant) {
-        self.more_to_start = false;
         // What comes out may be far more than what goes in.
         if self.order == Order::Pause || self.outbox.bytes() >= OUTBOX_BYTES {
             // Nothing waits for a batch to fill while none can begin.
@@ -264,28 +258,37 @@ impl Pump {
         if self.shop.plan.batch.is_some() {
             return self.start_batches(now);
         }
-        let mut here = 0;
+        if self.shop.pace.is_quick() {
+            return self.start_rows();
+        }
         while let Some(id) = self.lanes.start() {
             let Some(delivery) = self.deliveries.get_mut(id) else {
                 // Dropped deliveries are forgotten by the lanes; this one slipped through.
                 self.lanes.work_ended();
                 continue;
             };
-            if !self.shop.pace.is_quick() {
-                let task = task::work(&self.shop, vec![(id, delivery.job())], false, &self.signaller);
-                delivery.stage = Stage::Working(task);
-                continue;
+            let task = task::work(&self.shop, vec![(id, delivery.job())], false, &self.signaller);
+            delivery.stage = Stage::Working(task);
+        }
+    }
+
+    /// Starts rows of deliveries of a quick module.
+    fn start_rows(&mut self) {
+        loop {
+            let (deliveries, mut jobs) = (&self.deliveries, Vec::new());
+            self.lanes.start_batch(ROW, |id| {
+                let job = deliveries.get(id).map(Delivery::job);
+                jobs.extend(job.map(|job| (id, job)));
+                true
+            });
+            if jobs.is_empty() {
+                return;
             }
-            match task::work_here(&self.shop, id, delivery.job(), &self.signaller) {
-                Begun::Runs(task) => delivery.stage = Stage::Working(task),
-                Begun::Ended(result) => {
-                    self.take(Signal::Worked(vec![id], result.map(|result| vec![result])));
-                    here += 1;
-                    if here == WORKED_HERE_AT_MOST {
-                        // The rest has its turn: sends, commits, the consumer.
-                        self.more_to_start = true;
-                        return;
-                    }
+            let ids: Vec<DeliveryId> = jobs.iter().map(|(id, _)| *id).collect();
+            let task = task::work_in_a_row(&self.shop, jobs, &self.signaller);
+            for id in ids {
+                if let Some(delivery) = self.deliveries.get_mut(id) {
+                    delivery.stage = Stage::Working(task.clone());
                 }
             }
         }
@@ -399,12 +402,11 @@ impl Pump {
             Order::Stop { by } => Some(by + GHOSTS_MAY_TAKE),
             _ => None,
         };
-        let more = self.more_to_start.then_some(now);
         let restarts = self.partitions.iter().filter_map(|partition| partition.restart_at);
         // Those whose time was up wait for a commit, which tells when it has ended.
         let revocations = self.revoking.iter().map(|revoking| revoking.by).filter(|by| *by > now);
         let next_at = if self.next.is_none() { self.next_at } else { None };
-        [self.lanes.next_wake(), batch, stop, next_at, more, self.commit_due()]
+        [self.lanes.next_wake(), batch, stop, next_at, self.commit_due()]
             .into_iter()
             .flatten()
             .chain(restarts)

@@ -36,6 +36,7 @@ impl Pump {
     pub(super) fn take(&mut self, signal: Signal) {
         match signal {
             Signal::Worked(ids, results) => self.worked(ids, results),
+            Signal::Interim(results) => self.interim(results),
             Signal::Buried(id, letter) => self.buried(id, letter),
         }
     }
@@ -75,6 +76,32 @@ impl Pump {
                     let about = About::of(&delivery.record);
                     let error = Error::retryable("dropped without an answer").with_kind("dropped");
                     self.attempt_failed(id, Failed::new(about, error));
+                }
+            }
+        }
+        self.drop_what_is_stopped();
+    }
+
+    /// Part of a row has ended or was given back, while its task goes on.
+    fn interim(&mut self, results: Vec<(DeliveryId, Option<Result<Worked, Failed>>)>) {
+        for (id, _) in &results {
+            if let Some(lane) = self.deliveries.lay_ghost(*id) {
+                self.lanes.leave(lane, *id);
+            }
+        }
+        let mut failed_lanes = HashSet::new();
+        for (id, result) in results {
+            let Some(delivery) = self.deliveries.get_mut(id) else { continue };
+            let lane = delivery.lane;
+            match result {
+                Some(Ok(worked)) => self.succeeded(id, worked),
+                Some(Err(failed)) if !failed_lanes.contains(&lane) => {
+                    failed_lanes.insert(lane);
+                    self.attempt_failed(id, failed);
+                }
+                Some(Err(_)) | None => {
+                    delivery.stage = Stage::Waiting;
+                    self.lanes.wait(lane, id, None);
                 }
             }
         }

@@ -1,8 +1,10 @@
 //! The tasks beside the pump, and the signals they come back with.
 
-use std::panic::AssertUnwindSafe;
+use std::collections::HashSet;
+use std::future::poll_fn;
+use std::pin::pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
+use std::task::Poll;
 use std::time::Instant;
 
 use pipedoc_transport::log::{OutgoingRecord, Record, TopicPartition};
@@ -10,11 +12,12 @@ use tokio::sync::mpsc::UnboundedSender;
 use tokio::task::AbortHandle;
 use tracing::Instrument;
 
+use crate::error::Error;
 use crate::runtime::dead_letter::{self, Reason};
 use crate::runtime::lanes::DeliveryId;
 use crate::runtime::retry;
 use crate::runtime::status::Board;
-use crate::runtime::work::{Failed, Job, Worked, Workshop};
+use crate::runtime::work::{About, Failed, Job, Worked, Workshop};
 
 /// What a task tells the pump.
 #[derive(Debug)]
@@ -22,6 +25,9 @@ pub(crate) enum Signal {
     /// Work has ended, with one result for each delivery; without any when the
     /// task was dropped.
     Worked(Vec<DeliveryId>, Option<Vec<Result<Worked, Failed>>>),
+    /// Of work in a row that goes on with another delivery: what became of these;
+    /// none of those that were not begun.
+    Interim(Vec<(DeliveryId, Option<Result<Worked, Failed>>)>),
     /// A dead letter is made; not, when the task was dropped.
     Buried(DeliveryId, Option<OutgoingRecord>),
 }
@@ -40,6 +46,11 @@ impl Promise {
     fn keep(mut self, signal: Signal) {
         self.signal = Some(signal);
     }
+
+    /// What is to be said instead when nothing is kept.
+    fn replace(&mut self, unless_kept: Signal) {
+        self.signal = Some(unless_kept);
+    }
 }
 
 impl Drop for Promise {
@@ -51,34 +62,54 @@ impl Drop for Promise {
     }
 }
 
-/// How work on a delivery went on.
-pub(super) enum Begun {
-    /// It has ended; without a result when it panicked.
-    Ended(Option<Result<Worked, Failed>>),
-    /// A task is at it.
-    Runs(AbortHandle),
-}
-
-/// Begins work on one delivery here and now, which costs far less than a task of
-/// its own; a task goes on with it where it has to wait for something.
-pub(super) fn work_here(shop: &Arc<Workshop>, id: DeliveryId, job: Job, signaller: &UnboundedSender<Signal>) -> Begun {
-    let began = Instant::now();
-    let shared = Arc::clone(shop);
-    let mut work = Box::pin(async move { shared.one(&job).await });
-    let mut nobody = Context::from_waker(Waker::noop());
-    match std::panic::catch_unwind(AssertUnwindSafe(|| work.as_mut().poll(&mut nobody))) {
-        Ok(Poll::Ready(result)) => {
-            shop.pace.worked_here(began.elapsed());
-            Begun::Ended(Some(result))
+/// Works on deliveries of a quick module one after the other, which costs far less
+/// than a task for each. Where one has to wait for something, those done before it
+/// are told at once, those behind it are given back, and the task goes on with that
+/// one alone.
+pub(super) fn work_in_a_row(
+    shop: &Arc<Workshop>,
+    jobs: Vec<(DeliveryId, Job)>,
+    signaller: &UnboundedSender<Signal>,
+) -> AbortHandle {
+    let (shop, signaller) = (Arc::clone(shop), signaller.clone());
+    let mut promise = Promise::new(&signaller, Signal::Worked(jobs.iter().map(|(id, _)| *id).collect(), None));
+    let row = async move {
+        let (mut ids, mut results) = (Vec::with_capacity(jobs.len()), Vec::with_capacity(jobs.len()));
+        let mut failed_lanes = HashSet::new();
+        let mut jobs = jobs.into_iter();
+        while let Some((id, job)) = jobs.next() {
+            if failed_lanes.contains(&job.lane) {
+                // Not done, whatever is said here: an earlier one of its lane has failed.
+                ids.push(id);
+                results.push(Err(Failed::new(About::default(), Error::retryable("not begun"))));
+                continue;
+            }
+            let began = Instant::now();
+            let mut work = pin!(shop.one(&job));
+            let result = match poll_fn(|context| Poll::Ready(work.as_mut().poll(context))).await {
+                Poll::Ready(result) => {
+                    shop.pace.worked_in_a_row(began.elapsed());
+                    result
+                }
+                Poll::Pending => {
+                    promise.replace(Signal::Worked(vec![id], None));
+                    let done = ids.drain(..).zip(results.drain(..).map(Some));
+                    let interim = done.chain(jobs.map(|(id, _)| (id, None))).collect();
+                    let _ = signaller.send(Signal::Interim(interim));
+                    let result = work.await;
+                    shop.pace.worked_in_a_row(began.elapsed());
+                    return promise.keep(Signal::Worked(vec![id], Some(vec![result])));
+                }
+            };
+            if result.is_err() {
+                failed_lanes.insert(job.lane);
+            }
+            ids.push(id);
+            results.push(result);
         }
-        Ok(Poll::Pending) => {
-            let promise = Promise::new(signaller, Signal::Worked(vec![id], None));
-            let task = async move { promise.keep(Signal::Worked(vec![id], Some(vec![work.await]))) };
-            // The task's first poll asks anew to be woken.
-            Begun::Runs(tokio::spawn(task.in_current_span()).abort_handle())
-        }
-        Err(_) => Begun::Ended(None),
-    }
+        promise.keep(Signal::Worked(ids, Some(results)));
+    };
+    tokio::spawn(row.in_current_span()).abort_handle()
 }
 
 /// Works on one delivery, or on several that share a batch.
