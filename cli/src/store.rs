@@ -87,7 +87,8 @@ impl StoreArgs {
                 _ => return Ok(None),
             },
         };
-        let from = self.consul_token_file.as_ref().map_or("PIPEDOC_CONSUL_TOKEN".into(), |path| path.display().to_string());
+        let from =
+            self.consul_token_file.as_ref().map_or("PIPEDOC_CONSUL_TOKEN".into(), |path| path.display().to_string());
         Ok(Some(Token::new(&text).map_err(|error| Refused(format!("{from}: {error}")))?))
     }
 }
