@@ -1,17 +1,17 @@
 //! Whether a module is so quick that a task for each document costs more than it.
 //!
 //! Documents of a quick one are worked on in rows, a task for each row. Anything else
-//! has a task for each document, so that it may use all cores and holds nobody up. A module shows that it is quick
-//! by a row of documents that took microseconds, waiting included; one that is slow
-//! once has to show it anew.
+//! has a task for each document, so that it may use all cores and holds nobody up.
+//! A module shows that it is quick by some documents in a row that took microseconds
+//! and waited for nothing; one that takes longer, or waits, has to show it anew.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+/// A row that took longer than this is given back.
+pub(crate) const LONG_ROW: Duration = Duration::from_millis(2);
 /// A document that took less than this was quick.
 const QUICK: Duration = Duration::from_micros(100);
-/// One that took more than this in a row held others up.
-const SLOW: Duration = Duration::from_millis(1);
 /// So many quick ones in a row make a quick module.
 const ENOUGH: u32 = 8;
 
@@ -25,18 +25,16 @@ impl Pace {
         self.0.load(Ordering::Relaxed) >= ENOUGH
     }
 
-    /// A task has worked on a document for so long.
+    /// A document was worked on for so long, without waiting.
     pub(crate) fn worked(&self, elapsed: Duration) {
         // Tasks may overlap; whose count gets lost does not matter.
         let row = if elapsed < QUICK { (self.0.load(Ordering::Relaxed) + 1).min(ENOUGH) } else { 0 };
         self.0.store(row, Ordering::Relaxed);
     }
 
-    /// A row has worked on a document for so long, waiting included.
-    pub(crate) fn worked_in_a_row(&self, elapsed: Duration) {
-        if elapsed > SLOW {
-            self.0.store(0, Ordering::Relaxed);
-        }
+    /// A document had to wait for something.
+    pub(crate) fn waited(&self) {
+        self.0.store(0, Ordering::Relaxed);
     }
 }
 
@@ -45,19 +43,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_row_of_quick_ones_makes_a_quick_module_and_one_slow_one_ends_it() {
+    fn only_quick_ones_in_a_row_make_a_quick_module_and_one_that_waits_ends_it() {
         let pace = Pace::default();
         let quick = Duration::from_micros(5);
         (1..ENOUGH).for_each(|_| pace.worked(quick));
         assert!(!pace.is_quick());
-        pace.worked(Duration::from_millis(2));
+        pace.worked(QUICK * 2);
         (1..ENOUGH).for_each(|_| pace.worked(quick));
         assert!(!pace.is_quick(), "the row was broken");
         pace.worked(quick);
         assert!(pace.is_quick());
-        pace.worked_in_a_row(QUICK * 2);
-        assert!(pace.is_quick(), "a moment's delay is not the module's");
-        pace.worked_in_a_row(SLOW * 2);
+        pace.waited();
         assert!(!pace.is_quick());
     }
 }

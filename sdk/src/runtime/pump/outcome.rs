@@ -36,7 +36,12 @@ impl Pump {
     pub(super) fn take(&mut self, signal: Signal) {
         match signal {
             Signal::Worked(ids, results) => self.worked(ids, results),
-            Signal::Interim(results) => self.interim(results),
+            Signal::Row { results, goes_on } => {
+                if !goes_on {
+                    self.lanes.work_ended();
+                }
+                self.row(results);
+            }
             Signal::Buried(id, letter) => self.buried(id, letter),
         }
     }
@@ -46,15 +51,17 @@ impl Pump {
         // Those dropped leave their lanes first: what goes back to waiting stands at
         // the head of its lane then.
         let mut aborted = false;
+        // After a failure the later ones of its lane in the batch count as not done. One
+        // that was dropped meanwhile may have failed: nothing is concluded of those behind it.
+        let mut failed_lanes = HashSet::new();
         for id in &ids {
             if let Some(lane) = self.deliveries.lay_ghost(*id) {
                 self.lanes.leave(lane, *id);
+                failed_lanes.insert(lane);
                 aborted |= results.is_none();
             }
         }
         let mut results = results.map(Vec::into_iter);
-        // After a failure the later ones of its lane in the batch count as not done.
-        let mut failed_lanes = HashSet::new();
         for id in ids {
             let result = results.as_mut().and_then(Iterator::next);
             let Some(delivery) = self.deliveries.get_mut(id) else { continue };
@@ -82,25 +89,21 @@ impl Pump {
         self.drop_what_is_stopped();
     }
 
-    /// Part of a row has ended or was given back, while its task goes on.
-    fn interim(&mut self, results: Vec<(DeliveryId, Option<Result<Worked, Failed>>)>) {
+    /// What became of a row, or of a part of it.
+    fn row(&mut self, results: Vec<(DeliveryId, Option<Result<Worked, Failed>>)>) {
         for (id, _) in &results {
             if let Some(lane) = self.deliveries.lay_ghost(*id) {
                 self.lanes.leave(lane, *id);
             }
         }
-        let mut failed_lanes = HashSet::new();
         for (id, result) in results {
             let Some(delivery) = self.deliveries.get_mut(id) else { continue };
-            let lane = delivery.lane;
             match result {
                 Some(Ok(worked)) => self.succeeded(id, worked),
-                Some(Err(failed)) if !failed_lanes.contains(&lane) => {
-                    failed_lanes.insert(lane);
-                    self.attempt_failed(id, failed);
-                }
-                Some(Err(_)) | None => {
+                Some(Err(failed)) => self.attempt_failed(id, failed),
+                None => {
                     delivery.stage = Stage::Waiting;
+                    let lane = delivery.lane;
                     self.lanes.wait(lane, id, None);
                 }
             }

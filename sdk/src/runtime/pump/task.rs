@@ -2,11 +2,13 @@
 
 use std::collections::HashSet;
 use std::future::poll_fn;
+use std::panic::AssertUnwindSafe;
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Instant;
 
+use futures::FutureExt;
 use pipedoc_transport::log::{OutgoingRecord, Record, TopicPartition};
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::task::AbortHandle;
@@ -15,6 +17,7 @@ use tracing::Instrument;
 use crate::error::Error;
 use crate::runtime::dead_letter::{self, Reason};
 use crate::runtime::lanes::DeliveryId;
+use crate::runtime::pace;
 use crate::runtime::retry;
 use crate::runtime::status::Board;
 use crate::runtime::work::{About, Failed, Job, Worked, Workshop};
@@ -25,9 +28,9 @@ pub(crate) enum Signal {
     /// Work has ended, with one result for each delivery; without any when the
     /// task was dropped.
     Worked(Vec<DeliveryId>, Option<Vec<Result<Worked, Failed>>>),
-    /// Of work in a row that goes on with another delivery: what became of these;
-    /// none of those that were not begun.
-    Interim(Vec<(DeliveryId, Option<Result<Worked, Failed>>)>),
+    /// Of a row: what became of these; nothing of those that were not begun. It may
+    /// go on with another one.
+    Row { results: Vec<(DeliveryId, Option<Result<Worked, Failed>>)>, goes_on: bool },
     /// A dead letter is made; not, when the task was dropped.
     Buried(DeliveryId, Option<OutgoingRecord>),
 }
@@ -65,51 +68,60 @@ impl Drop for Promise {
 /// Works on deliveries of a quick module one after the other, which costs far less
 /// than a task for each. Where one has to wait for something, those done before it
 /// are told at once, those behind it are given back, and the task goes on with that
-/// one alone.
+/// one alone. A row that turns out slow is given back as well.
+///
+/// Each stands for itself: what becomes of one, a panic included, is charged to no
+/// other.
 pub(super) fn work_in_a_row(
     shop: &Arc<Workshop>,
     jobs: Vec<(DeliveryId, Job)>,
     signaller: &UnboundedSender<Signal>,
 ) -> AbortHandle {
     let (shop, signaller) = (Arc::clone(shop), signaller.clone());
-    let mut promise = Promise::new(&signaller, Signal::Worked(jobs.iter().map(|(id, _)| *id).collect(), None));
+    let not_begun = jobs.iter().map(|(id, _)| (*id, None)).collect();
+    let mut promise = Promise::new(&signaller, Signal::Row { results: not_begun, goes_on: false });
     let row = async move {
-        let (mut ids, mut results) = (Vec::with_capacity(jobs.len()), Vec::with_capacity(jobs.len()));
+        let began = Instant::now();
+        let mut results = Vec::with_capacity(jobs.len());
         let mut failed_lanes = HashSet::new();
         let mut jobs = jobs.into_iter();
         while let Some((id, job)) = jobs.next() {
-            if failed_lanes.contains(&job.lane) {
-                // Not done, whatever is said here: an earlier one of its lane has failed.
-                ids.push(id);
-                results.push(Err(Failed::new(About::default(), Error::retryable("not begun"))));
+            if failed_lanes.contains(&job.lane) || began.elapsed() > pace::LONG_ROW {
+                results.push((id, None));
                 continue;
             }
-            let began = Instant::now();
-            let mut work = pin!(shop.one(&job));
+            let this = Instant::now();
+            let mut work = pin!(AssertUnwindSafe(shop.one(&job)).catch_unwind());
             let result = match poll_fn(|context| Poll::Ready(work.as_mut().poll(context))).await {
                 Poll::Ready(result) => {
-                    shop.pace.worked_in_a_row(began.elapsed());
-                    result
+                    shop.pace.worked(this.elapsed());
+                    result.unwrap_or_else(|_| Err(dropped(&job)))
                 }
                 Poll::Pending => {
-                    promise.replace(Signal::Worked(vec![id], None));
-                    let done = ids.drain(..).zip(results.drain(..).map(Some));
-                    let interim = done.chain(jobs.map(|(id, _)| (id, None))).collect();
-                    let _ = signaller.send(Signal::Interim(interim));
-                    let result = work.await;
-                    shop.pace.worked_in_a_row(began.elapsed());
-                    return promise.keep(Signal::Worked(vec![id], Some(vec![result])));
+                    shop.pace.waited();
+                    results.extend(jobs.map(|(id, _)| (id, None)));
+                    promise.replace(Signal::Row { results: vec![(id, None)], goes_on: false });
+                    let _ = signaller.send(Signal::Row { results, goes_on: true });
+                    let result = work.await.unwrap_or_else(|_| Err(dropped(&job)));
+                    return promise.keep(Signal::Row { results: vec![(id, Some(result))], goes_on: false });
                 }
             };
             if result.is_err() {
                 failed_lanes.insert(job.lane);
             }
-            ids.push(id);
-            results.push(result);
+            results.push((id, Some(result)));
         }
-        promise.keep(Signal::Worked(ids, Some(results)));
+        drop(shop);
+        promise.keep(Signal::Row { results, goes_on: false });
     };
     tokio::spawn(row.in_current_span()).abort_handle()
+}
+
+/// What is said of work that ended without an answer, as by a panic outside the
+/// module.
+fn dropped(job: &Job) -> Failed {
+    let error = Error::retryable("dropped without an answer").with_kind("dropped");
+    Failed::new(About::of(&job.record), error)
 }
 
 /// Works on one delivery, or on several that share a batch.
@@ -126,9 +138,17 @@ pub(super) fn work(
         let results = match jobs.as_slice() {
             [job] if !batch => {
                 let began = Instant::now();
-                let result = shop.one(job).await;
-                shop.pace.worked(began.elapsed());
-                vec![result]
+                let mut work = pin!(shop.one(job));
+                match poll_fn(|context| Poll::Ready(work.as_mut().poll(context))).await {
+                    Poll::Ready(result) => {
+                        shop.pace.worked(began.elapsed());
+                        vec![result]
+                    }
+                    Poll::Pending => {
+                        shop.pace.waited();
+                        vec![work.await]
+                    }
+                }
             }
             jobs => shop.batch(jobs).await,
         };
