@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context;
+use pipedoc_engine::store::folder::APPLICATION_ID;
 use pipedoc_transport::error::{Error, FileProblem};
 use pipedoc_transport::open::LogUrl;
 use pipedoc_transport::sqlite::doctor::{self, Holds, Report, Severity, Sizes};
@@ -67,6 +68,14 @@ struct Seen {
 fn examine(path: &Path, compact: bool) -> anyhow::Result<Seen> {
     let mut report = doctor::examine(path).map_err(refuse)?;
     let mut before = None;
+    let application = match report.holds {
+        Holds::Log { .. } => None,
+        Holds::Other { application } => Some(application),
+    };
+    if report.is_sound() && application.is_some_and(|id| !path.ends_with(CONTROL) || id != APPLICATION_ID) {
+        let message = format!("{} is not PipeDoc's, or holds nothing yet; it was left as it is", path.display());
+        return Err(Refused(message).into());
+    }
     if compact && report.is_sound() {
         let (old, new) = doctor::compact(path).map_err(|error| match &error {
             Error::File { problem: FileProblem::Locked, .. } => {
@@ -102,8 +111,8 @@ impl Seen {
             Holds::Log { format } => {
                 format!("log, format {format}; the next start brings it to {}", doctor::NEWEST_FORMAT)
             }
-            Holds::Other if self.report.path.ends_with(CONTROL) => "pipelines of the engine".to_owned(),
-            Holds::Other => "something else".to_owned(),
+            Holds::Other { .. } if self.report.path.ends_with(CONTROL) => "pipelines of the engine".to_owned(),
+            Holds::Other { .. } => "cannot be told".to_owned(),
         }
     }
 
@@ -112,7 +121,7 @@ impl Seen {
         let sizes_of = |sizes: &Sizes| json!({"file": sizes.file, "wal": sizes.wal, "free": sizes.free});
         let format = match holds {
             Holds::Log { format } => Some(*format),
-            Holds::Other => None,
+            Holds::Other { .. } => None,
         };
         let findings: Vec<Value> = findings
             .iter()
@@ -163,9 +172,10 @@ fn print(reports: &[Seen]) {
             say!("{path}: {word}: {finding}");
         }
         if !seen.report.is_sound() {
-            let then = match seen.report.holds {
-                Holds::Log { .. } => "what was not finished is sent anew",
-                Holds::Other => "the pipelines in the folder are taken anew",
+            let then = if seen.report.path.ends_with(CONTROL) {
+                "the pipelines in the folder are taken anew"
+            } else {
+                "what was not finished is sent anew"
             };
             tell!("{path} is damaged; move it and its -wal and -shm files away, and {then}");
         }

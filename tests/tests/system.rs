@@ -8,6 +8,7 @@ mod system {
     mod bed;
     mod conformance;
     mod consul_store;
+    mod doctor;
     mod kafka_clients;
     mod kafka_faults;
     mod kafka_log;

@@ -97,7 +97,7 @@ impl Ledger {
     }
 
     /// Why the run cannot go on, once something happened that only a person can mend:
-    /// a full disk, a damaged log.
+    /// a full disk, a damaged log, a step that stands still as it was asked to.
     pub fn trouble(&self) -> Option<String> {
         self.state.lock().trouble.clone()
     }
@@ -126,6 +126,13 @@ impl Observer for Ledger {
             }
             Event::Deleted { .. } => state.deleted += 1,
             Event::StorageFull { error } | Event::LogBroken { error } => state.trouble = Some(error.clone()),
+            Event::PartitionPaused { source, error, .. } => {
+                state.trouble =
+                    Some(format!("step {step} stands still at {source}, as its on_exhausted asks: {error}"));
+            }
+            Event::FailureRateReached { reason } => {
+                state.trouble = Some(format!("step {step} stands still, as its stop_at_failure_rate asks: {reason}"));
+            }
             Event::Done { document, tombstone: false, .. } if self.sinks.contains(step) => {
                 state.fates.entry(key(document)).or_default().stored = true;
             }

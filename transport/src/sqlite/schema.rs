@@ -35,7 +35,7 @@ pub(super) fn look(connection: &Connection) -> rusqlite::Result<Kind> {
     let application = number("SELECT application_id FROM pragma_application_id")?;
     let version = number("SELECT user_version FROM pragma_user_version")?;
     Ok(match (application, tables) {
-        (APPLICATION_ID, _) => Kind::Log(version),
+        (APPLICATION_ID, _) if version > 0 => Kind::Log(version),
         (0, 0) if version == 0 => Kind::Empty,
         _ => Kind::Foreign,
     })

@@ -13,7 +13,7 @@ use rusqlite::{Connection, ErrorCode, OptionalExtension, TransactionBehavior};
 use crate::store::{Error, Expected, FileProblem, Key, Result, Value, Version};
 
 /// `PIPC`: the file says whose it is.
-const APPLICATION_ID: i64 = 0x5049_5043;
+pub const APPLICATION_ID: i64 = 0x5049_5043;
 const FORMAT: i64 = 1;
 /// How long to wait for another process's lock.
 const BUSY: Duration = Duration::from_secs(5);

@@ -14,6 +14,7 @@ use async_trait::async_trait;
 use pipedoc_model::names::ClusterName;
 use tokio::sync::watch;
 
+pub use self::database::APPLICATION_ID;
 use self::database::Database;
 use self::watcher::Watcher;
 use super::{Error, Expected, InboxEntry, Key, Lease, Result, Store, Value, Version};

@@ -32,8 +32,12 @@ pub enum Holds {
         /// Its format; [`NEWEST_FORMAT`] is the newest.
         format: i64,
     },
-    /// Another SQLite database; only what holds for all of them is looked at.
-    Other,
+    /// Another SQLite database, or one whose schema cannot be read; only what holds
+    /// for all of them is looked at.
+    Other {
+        /// Its `application_id`; 0: it has none.
+        application: i64,
+    },
 }
 
 /// How large a file is, in bytes.
@@ -120,13 +124,16 @@ impl Report {
 pub fn examine(path: &Path) -> Result<Report> {
     let connection = open(path)?;
     let mut findings = Vec::new();
-    let mut holds = Holds::Other;
+    let mut holds = Holds::Other { application: 0 };
     match schema::look(&connection) {
         Ok(Kind::Log(found)) if found > NEWEST_FORMAT => {
             return Err(problem(path, FileProblem::TooNew { found, known: NEWEST_FORMAT }));
         }
         Ok(Kind::Log(format)) => holds = Holds::Log { format },
-        Ok(Kind::Empty | Kind::Foreign) => {}
+        Ok(Kind::Empty | Kind::Foreign) => {
+            let application = connection.pragma_query_value(None, "application_id", |row| row.get(0)).unwrap_or(0);
+            holds = Holds::Other { application };
+        }
         Err(error) if is_damage(&error) => findings.push(unreadable("schema", &error)),
         Err(error) => return Err(explain(path, "examine", error)),
     }
@@ -176,10 +183,17 @@ pub fn compact(path: &Path) -> Result<(Sizes, Sizes)> {
             Err(error) => return Err(failed(error)),
         }
     };
-    if let Kind::Log(found) = kind
-        && found > NEWEST_FORMAT
-    {
-        return Err(problem(path, FileProblem::TooNew { found, known: NEWEST_FORMAT }));
+    match kind {
+        Kind::Log(found) if found > NEWEST_FORMAT => {
+            return Err(problem(path, FileProblem::TooNew { found, known: NEWEST_FORMAT }));
+        }
+        // Files without an owner's mark are surely none of ours.
+        Kind::Foreign | Kind::Empty
+            if connection.pragma_query_value(None, "application_id", |row| row.get(0)).unwrap_or(0_i64) == 0 =>
+        {
+            return Err(problem(path, FileProblem::NotALog));
+        }
+        Kind::Log(_) | Kind::Foreign | Kind::Empty => {}
     }
     // So that the sizes are those of the file alone.
     let gather = || connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())).map_err(failed);
