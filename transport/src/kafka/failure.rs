@@ -27,13 +27,24 @@ pub(super) struct Attempt<'a> {
     right: &'static str,
     /// The group it is made for.
     group: Option<&'a str>,
+    /// The operation of access lists that this needs on that group.
+    group_right: &'static str,
     /// The transactional id it is made for.
     id: Option<&'a str>,
 }
 
 impl<'a> Attempt<'a> {
     pub(super) fn new(operation: &'static str, contact: &'a Contact, waited: Duration) -> Self {
-        Self { operation, waited, contact, who: "the client", right: "Describe", group: None, id: None }
+        Self {
+            operation,
+            waited,
+            contact,
+            who: "the client",
+            right: "Describe",
+            group: None,
+            group_right: "Read",
+            id: None,
+        }
     }
 
     /// Names the operation of access lists that it needs.
@@ -44,6 +55,11 @@ impl<'a> Attempt<'a> {
     /// It is made for a group.
     pub(super) fn of_group(self, group: &'a str) -> Self {
         Self { group: Some(group), ..self }
+    }
+
+    /// It only looks at a group.
+    pub(super) fn looking_at_group(self, group: &'a str) -> Self {
+        Self { group_right: "Describe", ..self.of_group(group) }
     }
 
     /// It is made for a transactional id.
@@ -104,7 +120,7 @@ impl<'a> Attempt<'a> {
                 unauthorized(self.right, topic.cloned().map_or(Resource::SomeTopic, Resource::Topic))
             }
             Code::GroupAuthorizationFailed => {
-                unauthorized("Read", Resource::Group(self.group.unwrap_or("of the client").to_owned()))
+                unauthorized(self.group_right, Resource::Group(self.group.unwrap_or("of the client").to_owned()))
             }
             Code::TransactionalIdAuthorizationFailed => {
                 unauthorized("Write", Resource::TransactionalId(self.id.unwrap_or("of the client").to_owned()))

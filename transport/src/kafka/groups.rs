@@ -100,7 +100,8 @@ async fn offsets_in(
         if asked.count() == 0 {
             return Ok(BTreeMap::new());
         }
-        let attempt = Attempt::new("asking for a group's offsets", &log.contact, log.config.timeout).of_group(&group);
+        let attempt =
+            Attempt::new("asking for a group's offsets", &log.contact, log.config.timeout).looking_at_group(&group);
         let client = log.outsiders.get(&log, &group)?;
         let end = Instant::now() + log.config.timeout;
         let found = loop {

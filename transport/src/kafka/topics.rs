@@ -376,7 +376,9 @@ impl Topics {
         if let Some(Err((_, code))) = results.await.map_err(|error| attempt.failed(error))?.pop() {
             return Err(attempt.refused_on(topic, code));
         }
-        // The controller has taken them; the broker that is asked hears of it a little later.
+        // The controller has taken them; the broker that is asked hears of it a little
+        // later. librdkafka has a reason for each resource here, which rdkafka does not
+        // give: settings that never come were refused for want of the right.
         let end = Instant::now() + self.timeout;
         loop {
             let found = written_settings(&read_settings(&self.configuration(topic).await?));
@@ -384,7 +386,11 @@ impl Topics {
                 return Ok(());
             }
             if Instant::now() > end {
-                return Err(attempt.timed_out());
+                return Err(Error::Unauthorized {
+                    operation: "changing a topic's settings",
+                    right: "AlterConfigs",
+                    resource: Resource::Topic(topic.clone()),
+                });
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
