@@ -183,7 +183,8 @@ impl Error {
     }
 }
 
-fn lasting(away: Option<Duration>) -> String {
+/// How long something has been so, as the end of a sentence; nothing below a second.
+pub(crate) fn lasting(away: Option<Duration>) -> String {
     match away {
         Some(away) if away >= Duration::from_secs(1) => format!(" for {} s", away.as_secs()),
         _ => String::new(),

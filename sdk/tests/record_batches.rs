@@ -8,7 +8,7 @@ use std::io::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bed::{Bed, DEAD, Nothing, input, plan, topic, until, way};
+use bed::{Bed, DEAD, Nothing, input, letters, plan, topic, until, way};
 use bytes::Bytes;
 use pipedoc_model::headers::{self, Headers};
 use pipedoc_model::partition;
@@ -115,17 +115,6 @@ fn clerks() -> StepPlan {
 fn bed() -> (Bed, MemoryLog) {
     let log = MemoryLog::new();
     (Bed::with(Arc::new(log.clone()), vec![Factory::records::<Clerk>()], Layers::new()), log)
-}
-
-/// Records of one partition, keys `a`, `b`, …, with these values.
-fn letters(values: &[&str]) -> Vec<OutgoingRecord> {
-    let letters = ('a'..).zip(values).map(|(key, value)| {
-        let mut record =
-            OutgoingRecord::new(topic("in"), Some(key.to_string().into()), Some((*value).to_owned().into()));
-        record.partition = Some(0);
-        record
-    });
-    letters.collect()
 }
 
 fn diary(bed: &Bed) -> Vec<String> {

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bed::{Bed, DEAD, Nothing, input, plan, topic, until, way};
+use bed::{Bed, DEAD, Nothing, input, letters, plan, topic, until, way};
 use bytes::Bytes;
 use pipedoc_model::names::ModuleName;
 use pipedoc_model::step::{Delivery, Retries, StepPlan};
@@ -97,17 +97,6 @@ fn clerks() -> Vec<Factory> {
 fn memory() -> (Bed, MemoryLog) {
     let log = MemoryLog::new();
     (Bed::with(Arc::new(log.clone()), clerks(), Layers::new()), log)
-}
-
-/// Records of one partition, keys `a`, `b`, …, with these values.
-fn letters(values: &[&str]) -> Vec<OutgoingRecord> {
-    let letters = ('a'..).zip(values).map(|(key, value)| {
-        let mut record =
-            OutgoingRecord::new(topic("in"), Some(key.to_string().into()), Some((*value).to_owned().into()));
-        record.partition = Some(0);
-        record
-    });
-    letters.collect()
 }
 
 async fn ran(bed: &Bed, plan: &StepPlan, records: Vec<OutgoingRecord>) {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use rustify::errors::ClientError;
 
-use crate::store::{Cause, Error, Key};
+use crate::store::{Cause, Error, Key, lasting};
 
 /// A value holds at most so many bytes (Consul's `kv_max_value_size`).
 pub(super) const VALUE_LIMIT: usize = 512 * 1024;
@@ -14,7 +14,7 @@ pub(super) const VALUE_LIMIT: usize = 512 * 1024;
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Failure {
     /// No answer: unreachable, too slow, broken off, or without a leader of its own.
-    #[error("no answer from Consul at {address}{}", since(*.away))]
+    #[error("no answer from Consul at {address}{}", lasting(*.away))]
     Away {
         address: String,
         /// How long it has been so; none: since now.
@@ -31,13 +31,6 @@ pub(super) enum Failure {
     /// The answer cannot be read, or the question could not be asked.
     #[error("the answer of Consul cannot be read")]
     Unreadable(#[source] Cause),
-}
-
-fn since(away: Option<Duration>) -> String {
-    match away {
-        Some(away) if away >= Duration::from_secs(1) => format!(" for {} s", away.as_secs()),
-        _ => String::new(),
-    }
 }
 
 impl Failure {

@@ -377,6 +377,17 @@ pub fn record(to: &str, doc: &PipeDoc) -> OutgoingRecord {
     OutgoingRecord::new(topic(to), Some(doc.id.clone().into()), Some(doc.encode_to_vec().into()))
 }
 
+/// Records of one partition, keys `a`, `b`, …, with these values.
+pub fn letters(values: &[&str]) -> Vec<OutgoingRecord> {
+    let letters = ('a'..).zip(values).map(|(key, value)| {
+        let mut record =
+            OutgoingRecord::new(topic("in"), Some(key.to_string().into()), Some((*value).to_owned().into()));
+        record.partition = Some(0);
+        record
+    });
+    letters.collect()
+}
+
 pub fn tombstone(to: &str, id: &str) -> OutgoingRecord {
     OutgoingRecord { headers: Headers::new(), ..OutgoingRecord::new(topic(to), Some(id.to_owned().into()), None) }
 }
