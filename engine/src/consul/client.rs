@@ -17,7 +17,7 @@ use reqwest_of_consulrs as reqwest;
 use rustify::Endpoint;
 use rustify::errors::ClientError;
 
-use super::endpoints::{Healthy, HealthyServices, KvOperation, Txn, TxnOperation, TxnResponse};
+use super::endpoints::{KvOperation, Txn, TxnOperation, TxnResponse};
 use super::error::Failure;
 use super::settings::{ConsulSettings, Token};
 use crate::store;
@@ -161,12 +161,6 @@ impl Client {
     pub(super) async fn deregister(&self, id: &str) -> Result<(), Failure> {
         let request = service::requests::DeregisterServiceRequest::builder().id(id).build();
         self.exec(built(request)?, None).await.map(drop)
-    }
-
-    /// Instances of a service that pass their checks.
-    pub(super) async fn healthy(&self, service: &str) -> Result<Vec<Healthy>, Failure> {
-        let request = HealthyServices { service: service.to_owned(), passing: true };
-        Ok(self.run(request, None).await?.value)
     }
 
     /// Runs a request and reads its answer.

@@ -1,5 +1,5 @@
 //! Endpoints of Consul's HTTP API that consulrs lacks, written the way it writes
-//! its own. (Consul API, "Transactions", "Health", "Agent: Service".)
+//! its own. (Consul API, "Transactions".)
 
 use rustify_derive::Endpoint;
 use serde::{Deserialize, Serialize};
@@ -71,31 +71,4 @@ pub(super) struct TxnValue {
 pub(super) struct TxnError {
     pub(super) op_index: usize,
     pub(super) what: String,
-}
-
-/// The instances of a service that pass their checks.
-///
-/// `GET /v1/health/service/<name>`.
-#[derive(Debug, Endpoint)]
-#[endpoint(path = "health/service/{self.service}", response = "Vec<Healthy>")]
-pub(super) struct HealthyServices {
-    #[endpoint(skip)]
-    pub(super) service: String,
-    #[endpoint(query)]
-    pub(super) passing: bool,
-}
-
-/// An instance of a service.
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "PascalCase")]
-pub(super) struct Healthy {
-    pub(super) service: HealthyService,
-}
-
-/// Where an instance of a service is.
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "PascalCase")]
-pub(super) struct HealthyService {
-    pub(super) address: String,
-    pub(super) port: u16,
 }

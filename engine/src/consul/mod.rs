@@ -85,18 +85,6 @@ impl ConsulStore {
         self.get(&Key::new(&["head"])).await.map(drop)
     }
 
-    /// Addresses of the cluster's engines that pass their health check.
-    ///
-    /// # Errors
-    /// When Consul cannot be asked.
-    pub async fn engines(&self) -> Result<Vec<String>> {
-        let service = registration::service_name(&self.cluster);
-        let healthy = self.client.healthy(&service).await;
-        let healthy = healthy
-            .map_err(|failure| failure.into_store("reading", &service, &format!("service:read on {service}")))?;
-        Ok(healthy.iter().map(|engine| format!("{}:{}", engine.service.address, engine.service.port)).collect())
-    }
-
     async fn pair(&self, full: &str) -> Result<Option<Pair>> {
         let answer = self.client.read(full, None).await;
         Ok(answer.map_err(|failure| reading(failure, full))?.value)
