@@ -84,7 +84,7 @@ struct Asking {
 impl Asking {
     /// Takes an answer's index in; tells whether there may be news.
     fn answered(&mut self, index: u64) -> bool {
-        let recovered = std::mem::take(&mut self.failures) > 0;
+        self.failures = 0;
         let before = self.after;
         // Index 0 means that the server had none; asking with it would not block.
         self.after = Some(index.max(1));
@@ -94,7 +94,7 @@ impl Asking {
                 self.after = None;
                 true
             }
-            Some(before) => index > before || recovered,
+            Some(before) => index > before,
             None => true,
         }
     }
@@ -102,6 +102,8 @@ impl Asking {
     /// Takes a failure in; tells how long to pause.
     fn failed(&mut self) -> Duration {
         self.failures = self.failures.saturating_add(1);
+        // A server that comes back empty would wait until it has reached the old index.
+        self.after = None;
         let (shortest, longest) = PAUSE;
         let pause = (shortest * 2u32.saturating_pow(self.failures.min(8) - 1)).min(longest);
         // Many engines must not come back in step.
