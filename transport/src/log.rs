@@ -400,6 +400,12 @@ pub trait Log: Send + Sync + 'static {
     /// Where it is, for people: a file or addresses.
     fn describe(&self) -> String;
 
+    /// Which log it is, whichever way it is reached: two processes with the same
+    /// answer work on the same records. Default: [`Log::describe`].
+    async fn identity(&self) -> Result<String> {
+        Ok(self.describe())
+    }
+
     /// Makes a topic, or grows and changes the one that exists. Shrinking it is
     /// an error. Returns it as it is then.
     async fn ensure_topic(&self, spec: &TopicSpec) -> Result<TopicInfo>;
@@ -484,6 +490,12 @@ pub trait Transactional: Send {
     /// (embedded logs buffer until the commit).
     async fn send(&mut self, records: Vec<OutgoingRecord>) -> Result<()>;
 
+    /// The same for records that the caller keeps, to send them again should the
+    /// transaction fail. A log that copies them anyway need not say how.
+    async fn send_kept(&mut self, records: &[OutgoingRecord]) -> Result<()> {
+        self.send(records.to_vec()).await
+    }
+
     /// Adds a group's offsets to the transaction. They are refused as fenced, now
     /// or at the commit, when the member does not own the partitions any more.
     async fn send_offsets(&mut self, commits: Vec<Commit>, member: &GroupMetadata) -> Result<()>;
@@ -532,7 +544,8 @@ pub trait Consumer: Send + Sync + 'static {
     /// and may lack partitions of which nothing was heard yet.
     fn known_ends(&self) -> BTreeMap<TopicPartition, i64>;
 
-    /// This member at this moment; `None` outside groups and before the first
+    /// This member at this moment, with the partitions that were handed out as
+    /// assigned and not as lost since; `None` outside groups and before the first
     /// assignment.
     fn group_metadata(&self) -> Option<GroupMetadata>;
 

@@ -63,6 +63,8 @@ impl<B: Backend> Reader<B> {
             topics: BTreeMap::new(),
             owned: OwnedPartitions::default(),
             events: VecDeque::new(),
+            epochs: VecDeque::new(),
+            told: BTreeMap::new(),
             assigned_once: false,
             polling: false,
             polled_at: Instant::now(),
@@ -137,7 +139,7 @@ impl<B: Backend> Consumer for Reader<B> {
             }
             {
                 let mut state = shared.state.lock();
-                let event = state.events.pop_front().or_else(|| state.owned.hand_out());
+                let event = state.pop().or_else(|| state.owned.hand_out());
                 for wanted in state.owned.wanted() {
                     let read = shared.backend.read(&wanted.source, wanted.from, shared.limits);
                     reads.push(Box::pin(async move { (wanted, read.await) }));
@@ -188,7 +190,7 @@ impl<B: Backend> Consumer for Reader<B> {
             let state = shared.state.lock();
             let member = state.member.ok_or_else(|| shared.fenced())?;
             let owned = commits.into_iter().map(|commit| {
-                let epoch = state.owned.epoch(&commit.source).ok_or_else(|| shared.fenced())?;
+                let epoch = *state.told.get(&commit.source).ok_or_else(|| shared.fenced())?;
                 Ok(OwnedCommit { commit, epoch })
             });
             MemberOffsets { group: group.joining.group.clone(), member, commits: owned.collect::<Result<_>>()? }
@@ -240,7 +242,7 @@ impl<B: Backend> Consumer for Reader<B> {
         let group = self.shared.group.as_ref()?;
         let state = self.shared.state.lock();
         let member = state.member.filter(|_| state.assigned_once)?;
-        let snapshot = MemberSnapshot { group: group.joining.group.clone(), member, epochs: state.owned.epochs() };
+        let snapshot = MemberSnapshot { group: group.joining.group.clone(), member, epochs: state.told.clone() };
         Some(GroupMetadata(Arc::new(snapshot)))
     }
 
@@ -251,6 +253,8 @@ impl<B: Backend> Consumer for Reader<B> {
             let member = state.member.take();
             state.owned.clear();
             state.events.clear();
+            state.epochs.clear();
+            state.told.clear();
             member
         };
         match (&self.shared.group, member) {

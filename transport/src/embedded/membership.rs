@@ -21,7 +21,7 @@ use super::owned::{OwnedPartitions, tell};
 use super::patterns::Selection;
 use super::{Backend, Joining, Limits, MemberId};
 use crate::error::{Error, Result};
-use crate::log::{Event, Revocation, Start, TopicPartition};
+use crate::log::{AssignedPartition, Event, Revocation, Start, TopicPartition};
 
 /// How long a failed release waits before it is tried again.
 const RETRY: Duration = Duration::from_millis(200);
@@ -52,10 +52,28 @@ pub(super) struct State {
     pub(super) topics: BTreeMap<Topic, i32>,
     pub(super) owned: OwnedPartitions,
     pub(super) events: VecDeque<Event>,
+    /// Epochs of the partitions of each assignment among `events`.
+    pub(super) epochs: VecDeque<Vec<(TopicPartition, i64)>>,
+    /// Epochs of the partitions that were handed out: what a caller knows of. It may
+    /// have a partition's events of another ownership still before it.
+    pub(super) told: BTreeMap<TopicPartition, i64>,
     pub(super) assigned_once: bool,
     /// Whether `next` is running, and when it last was.
     pub(super) polling: bool,
     pub(super) polled_at: Instant,
+}
+
+impl State {
+    /// The next event that waits, noted in what was told.
+    pub(super) fn pop(&mut self) -> Option<Event> {
+        let event = self.events.pop_front()?;
+        match &event {
+            Event::Assigned(_) => self.told.extend(self.epochs.pop_front().unwrap_or_default()),
+            Event::Lost(sources) => self.told.retain(|source, _| !sources.contains(source)),
+            Event::Records(_) | Event::EndOfPartition { .. } | Event::Revoked(_) | Event::OffsetsGone { .. } => {}
+        }
+        Some(event)
+    }
 }
 
 /// Makes a member leave whose `next` is not called any more.
@@ -99,6 +117,7 @@ impl<B: Backend> Shared<B> {
                 Event::Assigned(_) | Event::Records(_) | Event::EndOfPartition { .. } | Event::OffsetsGone { .. } => {}
             }
         }
+        state.epochs.clear();
         tell(&mut state.events, lost);
         self.ear.interest(BTreeSet::new());
         Some(member)
@@ -203,6 +222,13 @@ impl<B: Backend> Shared<B> {
         }
         if !changes.assigned.is_empty() {
             state.assigned_once = true;
+            let epoch = |assigned: &AssignedPartition| {
+                let source = assigned.source.clone();
+                let epoch = state.owned.epoch(&source)?;
+                Some((source, epoch))
+            };
+            let epochs = changes.assigned.iter().filter_map(epoch).collect();
+            state.epochs.push_back(epochs);
             state.events.push_back(Event::Assigned(changes.assigned));
         }
         Ok(())

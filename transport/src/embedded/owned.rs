@@ -152,11 +152,6 @@ impl OwnedPartitions {
         all.into_iter().filter(|(_, owned)| !owned.revoked).map(|(source, _)| source).collect()
     }
 
-    /// The epochs under which everything is held.
-    pub(super) fn epochs(&self) -> BTreeMap<TopicPartition, i64> {
-        self.partitions.iter().map(|(source, owned)| (source.clone(), owned.epoch)).collect()
-    }
-
     /// The epoch under which a partition is held.
     pub(super) fn epoch(&self, source: &TopicPartition) -> Option<i64> {
         self.partitions.get(source).map(|owned| owned.epoch)

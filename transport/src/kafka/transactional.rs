@@ -217,8 +217,12 @@ impl Transactional for KafkaTransactional {
     }
 
     async fn send(&mut self, records: Vec<OutgoingRecord>) -> Result<()> {
+        self.send_kept(&records).await
+    }
+
+    async fn send_kept(&mut self, records: &[OutgoingRecord]) -> Result<()> {
         self.expect("send", State::Open, "no transaction is open, or it has failed")?;
-        match self.try_send(&records).await {
+        match self.try_send(records).await {
             Ok(()) => Ok(()),
             Err(error) => Err(self.fail(error)),
         }
