@@ -8,10 +8,12 @@
 
 use std::collections::BTreeMap;
 
+mod brokers;
 mod rules;
 mod table;
 mod value;
 
+pub use brokers::brokers;
 pub use table::{Entry, SETTINGS};
 
 /// Names with their values.
@@ -151,7 +153,7 @@ pub fn check(client: Client, place: Place, given: &Settings) -> Checked {
 /// All that is wrong with them.
 pub fn check_process(given: &Settings) -> Result<ProcessSettings, Vec<Finding>> {
     let mut findings = Vec::new();
-    let (mut both, mut consumer, mut producer) = (Settings::new(), Settings::new(), Settings::new());
+    let (mut both, mut consumer, mut producer) = (Given::default(), Given::default(), Given::default());
     for (name, value) in given {
         let (to, bare) = match (name.strip_prefix("consumer."), name.strip_prefix("producer.")) {
             (Some(bare), _) => (&mut consumer, bare),
@@ -162,34 +164,37 @@ pub fn check_process(given: &Settings) -> Result<ProcessSettings, Vec<Finding>> 
                 Some(Scope::Both) | None => (&mut both, name.as_str()),
             },
         };
-        if to.insert(bare.to_owned(), value.clone()).is_some() {
+        if to.insert(bare, (name, value)).is_some() {
             findings.push(Finding::new(name, format!("is the same as {bare}; keep one")));
         }
     }
+    let mut checked = |client, given: &Given<'_>| {
+        let plain = given.iter().map(|(bare, (_, value))| ((*bare).to_owned(), (*value).clone())).collect();
+        let checked = check(client, Place::Process, &plain);
+        // Under the names as they were given, prefix and all.
+        findings.extend(checked.findings.into_iter().map(|finding| match given.get(finding.name.as_str()) {
+            Some((name, _)) => Finding::new(name, finding.message),
+            None => finding,
+        }));
+        checked.settings
+    };
+    let common = checked(Client::Consumer, &both);
     // What is said of one kind of client wins over what is said of all.
-    let with_common = |own: &Settings| both.iter().chain(own).map(|(n, v)| (n.clone(), v.clone())).collect();
-    let (consumer, producer): (Settings, Settings) = (with_common(&consumer), with_common(&producer));
-    let consumer = check(Client::Consumer, Place::Process, &consumer);
-    let producer = check(Client::Producer, Place::Process, &producer);
-    let common = check(Client::Consumer, Place::Process, &both);
-    findings.extend(consumer.findings);
-    findings.extend(producer.findings);
-    // The name as it was given, prefix and all; common ones are told once.
-    for finding in &mut findings {
-        if !given.contains_key(&finding.name) {
-            let prefixed = ["consumer.", "producer."].map(|prefix| format!("{prefix}{}", finding.name));
-            if let Some(name) = prefixed.into_iter().find(|name| given.contains_key(name)) {
-                finding.name = name;
-            }
-        }
-    }
+    let consumer = checked(Client::Consumer, &both.clone().into_iter().chain(consumer).collect());
+    let producer = checked(Client::Producer, &both.into_iter().chain(producer).collect());
+    // Common ones are told once.
     findings.sort();
     findings.dedup();
-    if findings.is_empty() {
-        Ok(ProcessSettings { common: common.settings, consumer: consumer.settings, producer: producer.settings })
-    } else {
-        Err(findings)
-    }
+    if findings.is_empty() { Ok(ProcessSettings { common, consumer, producer }) } else { Err(findings) }
+}
+
+/// Settings of one kind of client by their bare names, each with its name as given.
+type Given<'a> = BTreeMap<&'a str, (&'a str, &'a String)>;
+
+/// Whether a value names a secret that is put in its place where the client runs.
+#[must_use]
+pub fn holds_secret(value: &str) -> bool {
+    value.contains("${env:") || value.contains("${file:")
 }
 
 /// Whether the value of a setting must not be shown.

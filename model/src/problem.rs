@@ -44,6 +44,17 @@ impl fmt::Display for Problem {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub struct Problems(pub Vec<Problem>);
 
+impl From<Vec<crate::kafka::Finding>> for Problems {
+    fn from(findings: Vec<crate::kafka::Finding>) -> Self {
+        let problem = |finding: crate::kafka::Finding| Problem {
+            field: finding.name,
+            message: finding.message,
+            ..Problem::default()
+        };
+        Self(findings.into_iter().map(problem).collect())
+    }
+}
+
 impl IntoIterator for Problems {
     type Item = Problem;
     type IntoIter = std::vec::IntoIter<Problem>;

@@ -11,6 +11,7 @@ const COMMITS: &str = "offsets are committed when their records are done, never 
 const STORED: &str = "offsets are kept by the broker, and committed when their records are done";
 const BROKERS: &str = "the address of the log says where the brokers are (`kafka:HOST:PORT,…`)";
 const PLUGINS: &str = "it would load foreign code into the process";
+const OF_THE_PROCESS: &str = "how the brokers are reached and who logs in is the process's to say (--kafka-settings, PIPEDOC_KAFKA_…); what stands in a pipeline lies readable in the store";
 
 /// Why a setting is not to be set.
 pub(super) fn forbidden(entry: &Entry, place: Place) -> Option<&'static str> {
@@ -60,9 +61,16 @@ pub(super) fn forbidden(entry: &Entry, place: Place) -> Option<&'static str> {
         "auto.offset.reset" if place == Place::Process => {
             "where a group begins is said of a step (kafka: {consumer: {auto.offset.reset: latest}})"
         }
+        name if matches!(place, Place::Step { .. }) && is_security(name) => OF_THE_PROCESS,
         _ => return None,
     };
     Some(reason)
+}
+
+/// Whether a setting says how the brokers are reached, or who logs in.
+fn is_security(canonical: &str) -> bool {
+    canonical == "security.protocol"
+        || ["ssl.", "sasl.", "enable.ssl.", "enable.sasl."].iter().any(|group| canonical.starts_with(group))
 }
 
 /// Settings whose values have rules of their own; `None` for all others.

@@ -24,7 +24,6 @@ fn settings_are_taken_by_librdkafkas_names_and_by_javas() {
             ("max.poll.records", "50"),
             ("auto.offset.reset", "latest"),
             ("partition.assignment.strategy", "org.apache.kafka.clients.consumer.CooperativeStickyAssignor"),
-            ("sasl.password", "${env:PASSWORD}"),
             ("fetch.min.bytes", "${env:LEAST}"),
         ],
     );
@@ -38,7 +37,6 @@ fn settings_are_taken_by_librdkafkas_names_and_by_javas() {
             ("fetch.wait.max.ms", "100"),
             ("max.poll.records", "50"),
             ("partition.assignment.strategy", "cooperative-sticky"),
-            ("sasl.password", "${env:PASSWORD}"),
         ])
     );
     let producer = step(
@@ -162,6 +160,44 @@ fn a_processs_mistakes_are_told_once_and_under_the_names_given() {
         ("securty.protocol", "ssl"),
     ]));
     insta::assert_snapshot!(told(&found.unwrap_err()));
+}
+
+/// A mistake of one kind of client is told of that kind, though the other has the
+/// setting as well.
+#[test]
+fn a_processs_mistakes_are_told_of_the_clients_that_make_them() {
+    let found = check_process(&settings(&[
+        ("consumer.security.protocol", "plaintext"),
+        ("producer.security.protocol", "sasl_ssl"),
+        ("consumer.retries", "5"),
+        ("producer.retries", "0"),
+    ]));
+    let told = told(&found.unwrap_err());
+    assert_eq!(
+        told.lines().map(|line| line.split(':').next().unwrap()).collect::<Vec<_>>(),
+        ["consumer.retries", "producer.retries", "producer.security.protocol"],
+        "{told}"
+    );
+}
+
+#[test]
+fn how_brokers_are_reached_is_not_a_steps_to_say() {
+    for (name, value) in [
+        ("security.protocol", "ssl"),
+        ("sasl.username", "me"),
+        ("sasl.mechanism", "PLAIN"),
+        ("sasl.password", "${env:PASSWORD}"),
+        ("ssl.ca.location", "/ca.pem"),
+        ("ssl.key.password", "open"),
+        ("enable.ssl.certificate.verification", "false"),
+        ("enable.sasl.oauthbearer.unsecure.jwt", "true"),
+        ("bootstrap.servers", "a:1"),
+    ] {
+        for client in [Client::Consumer, Client::Producer] {
+            let told = told(&step(client, &[(name, value)]).findings);
+            assert!(told.starts_with(&format!("{name}: is not to be set: ")), "{told}");
+        }
+    }
 }
 
 #[test]

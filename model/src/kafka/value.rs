@@ -1,6 +1,6 @@
 //! One setting: its name found in the table, its value read.
 
-use super::{Client, Entry, Kind, Place, SETTINGS, Scope, is_secret, rules};
+use super::{Client, Entry, Kind, Place, SETTINGS, Scope, holds_secret, is_secret, rules};
 use crate::text::nearest_names;
 
 /// librdkafka's own name of a setting, and its value as librdkafka takes it; or
@@ -30,7 +30,7 @@ pub(super) fn read(client: Client, place: Place, name: &str, found: &str) -> Res
         _ => {}
     }
     let canonical = entry.alias_of.unwrap_or(entry.name);
-    let unexpanded = matches!(place, Place::Step { .. }) && (found.contains("${env:") || found.contains("${file:"));
+    let unexpanded = matches!(place, Place::Step { .. }) && holds_secret(&found);
     let value = if unexpanded { found } else { value(entry, canonical, &found)? };
     Ok((canonical, value))
 }

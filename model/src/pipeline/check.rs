@@ -132,8 +132,8 @@ impl<'a> Checker<'a> {
             claim_threshold: settings.claim_threshold,
             hydration: settings.hydration,
             hydrate_max: settings.hydrate_max,
-            consumer_settings: settings.clients.consumer,
-            producer_settings: settings.clients.producer,
+            consumer_settings: settings.clients.consumer.planned(),
+            producer_settings: settings.clients.producer.planned(),
         })
     }
 

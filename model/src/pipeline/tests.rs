@@ -264,6 +264,18 @@ steps:
     insta::assert_snapshot!(errors(text));
 }
 
+/// Whoever lacks the secret names the setting as it stands in the file.
+#[test]
+fn settings_with_secrets_keep_their_names_as_written() {
+    let parsed = read(&with_step(
+        "kafka: {producer: {linger.ms: '${env:LINGER}', acks: all}, consumer: {max.partition.fetch.bytes: '${file:/x}'}}",
+    ));
+    let step = &parsed.unwrap().config.steps[0];
+    let names = |settings: &BTreeMap<String, String>| settings.keys().cloned().collect::<Vec<_>>();
+    assert_eq!(names(&step.producer_settings), ["linger.ms", "request.required.acks"]);
+    assert_eq!(names(&step.consumer_settings), ["max.partition.fetch.bytes"]);
+}
+
 #[test]
 fn rules_of_outputs_are_kept() {
     let with_outputs = |outputs: &str| {

@@ -34,20 +34,30 @@ pub(super) struct Settings {
 /// Settings of the Kafka clients.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Clients {
-    pub consumer: kafka::Settings,
-    pub producer: kafka::Settings,
+    pub consumer: Side,
+    pub producer: Side,
+}
+
+/// Settings of one kind of client.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Side {
+    settings: kafka::Settings,
     /// How each setting was called, by librdkafka's own name.
     written: BTreeMap<String, String>,
     /// What was said of them already.
     told: Vec<String>,
 }
 
-impl Clients {
-    fn of(&mut self, client: Client) -> &mut kafka::Settings {
-        match client {
-            Client::Consumer => &mut self.consumer,
-            Client::Producer => &mut self.producer,
-        }
+impl Side {
+    /// As the plan carries them: by librdkafka's own names, but those that hold a
+    /// secret as they were written. Whoever lacks the secret names the setting.
+    pub(super) fn planned(self) -> kafka::Settings {
+        let Self { settings, mut written, .. } = self;
+        let named = |(name, value): (String, String)| match written.remove(&name) {
+            Some(written) if kafka::holds_secret(&value) => (written, value),
+            _ => (name, value),
+        };
+        settings.into_iter().map(named).collect()
     }
 }
 
@@ -104,8 +114,18 @@ impl Checker<'_> {
         }
         if let Some(kafka) = &given.kafka {
             let at = at.field("kafka");
-            self.client(Client::Consumer, kafka.consumer.as_ref(), &at.field("consumer"), &mut settings.clients);
-            self.client(Client::Producer, kafka.producer.as_ref(), &at.field("producer"), &mut settings.clients);
+            self.client(
+                Client::Consumer,
+                kafka.consumer.as_ref(),
+                &at.field("consumer"),
+                &mut settings.clients.consumer,
+            );
+            self.client(
+                Client::Producer,
+                kafka.producer.as_ref(),
+                &at.field("producer"),
+                &mut settings.clients.producer,
+            );
         }
         settings
     }
@@ -159,7 +179,7 @@ impl Checker<'_> {
         client: Client,
         given: Option<&BTreeMap<String, Option<wire::Scalar>>>,
         at: &Path,
-        clients: &mut Clients,
+        side: &mut Side,
     ) {
         let written =
             given.into_iter().flatten().filter_map(|(name, value)| Some((name.clone(), value.as_ref()?.to_string())));
@@ -168,21 +188,22 @@ impl Checker<'_> {
         for finding in &checked.findings {
             self.error(&at.field(&finding.name), finding.message.clone());
         }
-        clients.told.extend(checked.findings.into_iter().map(|finding| finding.message));
-        clients.written.extend(checked.written);
-        clients.of(client).extend(checked.settings);
+        side.told.extend(checked.findings.into_iter().map(|finding| finding.message));
+        side.written.extend(checked.written);
+        side.settings.extend(checked.settings);
     }
 
     /// What does not go together in a step, its defaults and its promise included.
     pub(super) fn clients_together(&mut self, settings: &Settings, at: &Path) {
         let place = Place::Step { at_most_once: settings.delivery == Delivery::AtMostOnce };
-        let Clients { consumer, producer, written, told } = &settings.clients;
-        for (client, field, all) in [(Client::Consumer, "consumer", consumer), (Client::Producer, "producer", producer)]
+        let Clients { consumer, producer } = &settings.clients;
+        for (client, field, side) in
+            [(Client::Consumer, "consumer", consumer), (Client::Producer, "producer", producer)]
         {
             // What is wrong by itself was told where it was written.
-            let findings = kafka::check(client, place, all).findings;
-            for finding in findings.into_iter().filter(|finding| !told.contains(&finding.message)) {
-                let name = written.get(&finding.name).unwrap_or(&finding.name);
+            let findings = kafka::check(client, place, &side.settings).findings;
+            for finding in findings.into_iter().filter(|finding| !side.told.contains(&finding.message)) {
+                let name = side.written.get(&finding.name).unwrap_or(&finding.name);
                 self.error(&at.field("kafka").field(field).field(name), finding.message);
             }
         }
