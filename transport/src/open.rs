@@ -7,7 +7,8 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use pipedoc_model::kafka::Settings;
+use pipedoc_model::kafka::{self, Settings};
+use pipedoc_model::problem::Problems;
 
 use crate::error::Result;
 use crate::kafka::{KafkaConfig, KafkaLog};
@@ -28,26 +29,35 @@ pub enum LogUrl {
 
 /// A URL that names no log.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{found:?} names no log; write sqlite:PATH, kafka:HOST:PORT,… or memory:")]
-pub struct UnknownLog {
-    /// The URL.
-    pub found: String,
+pub enum UnknownLog {
+    /// It begins like none.
+    #[error("{found:?} names no log; write sqlite:PATH, kafka:HOST:PORT,… or memory:")]
+    Scheme {
+        /// The URL.
+        found: String,
+    },
+    /// Brokers that are none, all of them.
+    #[error("{}", one_line(.0))]
+    Brokers(Problems),
+}
+
+/// Problems in one line, for whoever shows errors so.
+fn one_line(problems: &Problems) -> String {
+    let problems: Vec<_> = problems.0.iter().map(ToString::to_string).collect();
+    problems.join("; ")
 }
 
 impl FromStr for LogUrl {
     type Err = UnknownLog;
     fn from_str(text: &str) -> Result<Self, UnknownLog> {
-        let unknown = || UnknownLog { found: text.to_owned() };
+        let unknown = || UnknownLog::Scheme { found: text.to_owned() };
         let (scheme, rest) = text.split_once(':').ok_or_else(unknown)?;
         match scheme {
             "memory" if rest.is_empty() => Ok(Self::Memory),
             "sqlite" if !rest.is_empty() => Ok(Self::Sqlite(rest.into())),
             "kafka" => {
-                let brokers = rest.trim_start_matches("//");
-                let is_broker = |broker: &str| {
-                    broker.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
-                };
-                if brokers.split(',').all(is_broker) { Ok(Self::Kafka(brokers.to_owned())) } else { Err(unknown()) }
+                let brokers = kafka::brokers(rest.strip_prefix("//").unwrap_or(rest));
+                brokers.map(Self::Kafka).map_err(|findings| UnknownLog::Brokers(Problems::from(findings)))
             }
             _ => Err(unknown()),
         }
@@ -165,5 +175,14 @@ mod tests {
         {
             assert!(bad.parse::<LogUrl>().is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn every_entry_that_is_no_broker_is_named() {
+        let told = "kafka:http://a:9092,b:9092,c:notaport,".parse::<LogUrl>().unwrap_err().to_string();
+        for entry in ["http://a:9092: is a URL", "c:notaport: ", "entry 4: is empty"] {
+            assert!(told.contains(entry), "{entry} is not in {told}");
+        }
+        assert!(!told.contains("b:9092"), "{told}");
     }
 }

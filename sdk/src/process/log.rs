@@ -18,7 +18,7 @@ use std::sync::Arc;
 use pipedoc_model::kafka::{self, Settings};
 use pipedoc_model::problem::{Problem, Problems};
 use pipedoc_transport::log::Log;
-use pipedoc_transport::open::{LogUrl, OpenOptions};
+use pipedoc_transport::open::{LogUrl, OpenOptions, UnknownLog};
 
 use crate::{secrets, units};
 
@@ -263,9 +263,8 @@ impl Given {
     }
 }
 
-fn brokers(text: &str) -> Result<LogUrl, String> {
-    let url: Result<LogUrl, _> = format!("kafka:{}", text.strip_prefix("kafka:").unwrap_or(text)).parse();
-    url.map_err(|_| "write the addresses of brokers: HOST:PORT, or several with commas between".to_owned())
+fn brokers(text: &str) -> Result<LogUrl, UnknownLog> {
+    format!("kafka:{}", text.strip_prefix("kafka:").unwrap_or(text)).parse()
 }
 
 #[cfg(test)]

@@ -4,13 +4,14 @@
 //! so that an error can tell which address is out of reach and for how long.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use rdkafka::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::consumer::{BaseConsumer, ConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::{ClientContext, Statistics};
 
 use crate::log::Error;
 
@@ -138,18 +139,63 @@ pub(super) fn log(level: RDKafkaLogLevel, facility: &str, message: &str) {
     }
 }
 
+/// Counts what a client's queue has handed to its context. A poll that was given
+/// such an event looks as if the queue were empty, so this tells whether it was.
+#[derive(Debug, Default)]
+pub(super) struct Served(AtomicU64);
+
+impl Served {
+    pub(super) fn one(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Serves what is in a client's main queue, to its end: a debugging client
+    /// writes hundreds of lines into it, and rebalances wait behind them.
+    pub(super) fn drain<C: ConsumerContext>(&self, client: &BaseConsumer<C>, mut trouble: impl FnMut(KafkaError)) {
+        // Some events are counted by nobody; those that follow are seen next time.
+        let mut in_vain = 0;
+        while in_vain < 2 {
+            let before = self.0.load(Ordering::Relaxed);
+            match client.poll(Duration::ZERO) {
+                // Whoever reads has a queue for each partition, so no record comes here.
+                Some(Ok(_)) | Some(Err(KafkaError::PartitionEOF(_))) => in_vain = 0,
+                Some(Err(error)) => {
+                    in_vain = 0;
+                    trouble(error);
+                }
+                None if self.0.load(Ordering::Relaxed) != before => in_vain = 0,
+                None => in_vain += 1,
+            }
+        }
+    }
+}
+
 /// Context of clients that need no more than [`Contact`].
 #[derive(Debug, Clone)]
-pub(super) struct PlainContext(pub(super) Arc<Contact>);
+pub(super) struct PlainContext {
+    contact: Arc<Contact>,
+    pub(super) served: Arc<Served>,
+}
+
+impl PlainContext {
+    pub(super) fn new(contact: Arc<Contact>) -> Self {
+        Self { contact, served: Arc::default() }
+    }
+}
 
 impl ClientContext for PlainContext {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        self.served.one();
         log(level, facility, message);
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        self.0.trouble(&error, reason);
+        self.contact.trouble(&error, reason);
+    }
+
+    fn stats(&self, _: Statistics) {
+        self.served.one();
     }
 }
 
-impl rdkafka::consumer::ConsumerContext for PlainContext {}
+impl ConsumerContext for PlainContext {}

@@ -6,9 +6,11 @@ use std::time::Duration;
 use pipedoc_model::kafka;
 use pipedoc_model::names::Topic;
 use pipedoc_model::problem::{Problem, Problems};
+use rdkafka::ClientConfig;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 
 use super::contact::Contact;
+use super::files;
 use crate::error::Resource;
 use crate::log::Error;
 
@@ -152,17 +154,19 @@ impl<'a> Attempt<'a> {
 }
 
 /// The error for a client that cannot be made: its settings are to blame.
-pub(super) fn not_made(error: KafkaError) -> Error {
-    let problem = match error {
-        // What librdkafka says may quote the value.
-        KafkaError::ClientConfig(_, _, name, _) if kafka::is_secret(&name) => {
-            Problem { field: name, message: "its value cannot be used".to_owned(), ..Problem::default() }
-        }
-        KafkaError::ClientConfig(_, message, name, _) => Problem { field: name, message, ..Problem::default() },
-        KafkaError::ClientCreation(message) => Problem { message, ..Problem::default() },
-        other => Problem { message: other.to_string(), ..Problem::default() },
-    };
-    Error::Settings { source: Problems(vec![problem]) }
+pub(super) fn not_made(config: &ClientConfig) -> impl Fn(KafkaError) -> Error {
+    move |error| {
+        let problem = match error {
+            // What librdkafka says may quote the value.
+            KafkaError::ClientConfig(_, _, name, _) if kafka::is_secret(&name) => {
+                Problem { field: name, message: "its value cannot be used".to_owned(), ..Problem::default() }
+            }
+            KafkaError::ClientConfig(_, message, name, _) => Problem { field: name, message, ..Problem::default() },
+            KafkaError::ClientCreation(message) => files::blamed(|name| config.get(name), message),
+            other => Problem { message: other.to_string(), ..Problem::default() },
+        };
+        Error::Settings { source: Problems(vec![problem]) }
+    }
 }
 
 /// The topic is not there.

@@ -236,6 +236,6 @@ fn outsider(log: &KafkaLog, group: &str) -> Result<BaseConsumer<PlainContext>> {
     // records would wait for the transaction's end before it tells of the others.
     config.set("isolation.level", "read_uncommitted");
     // Nobody takes them from its queue.
-    config.set("statistics.interval.ms", "0");
-    config.create_with_context(PlainContext(log.contact.clone())).map_err(not_made)
+    config.set("statistics.interval.ms", "0").remove("debug");
+    config.create_with_context(PlainContext::new(log.contact.clone())).map_err(not_made(&config))
 }

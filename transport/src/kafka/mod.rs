@@ -24,6 +24,7 @@ mod consumer;
 mod contact;
 mod delivery;
 mod failure;
+mod files;
 mod groups;
 mod producer;
 mod settings;
@@ -63,6 +64,10 @@ pub struct KafkaConfig {
     /// How long the calls of administration, and the first one above all, wait
     /// for the cluster. Default 10 s.
     pub timeout: Duration,
+    /// A consumer that has no connection, fetches nothing or cannot commit for so
+    /// long, while the cluster answers others, fails as [`Error::Stalled`]: whoever
+    /// reads makes a new one. Default 60 s.
+    pub patience: Duration,
     /// Who hears what the clients tell of themselves. Default: nobody but the log
     /// lines of level debug.
     pub statistics: StatisticsObserver,
@@ -86,6 +91,7 @@ impl KafkaConfig {
             bootstrap: bootstrap.into(),
             settings: Settings::new(),
             timeout: Duration::from_secs(10),
+            patience: Duration::from_secs(60),
             statistics: StatisticsObserver::default(),
         }
     }
@@ -159,10 +165,8 @@ impl KafkaLog {
 
     /// Checks the settings and makes the clients, which connect by themselves.
     fn made(config: KafkaConfig) -> Result<Self> {
-        let contact = Arc::new(Contact::new(&config.bootstrap));
-        let settings = kafka::check_process(&config.settings).map_err(settings::refused)?;
-        let KafkaConfig { bootstrap, timeout, statistics, .. } = config;
-        let cluster = Cluster { bootstrap, settings, timeout, statistics };
+        let cluster = Cluster::of(config)?;
+        let contact = Arc::new(Contact::new(&cluster.bootstrap));
         let topics = Topics::new(&cluster, contact.clone())?;
         Ok(Self { config: Arc::new(cluster), contact, topics, producers: Arc::default(), outsiders: Arc::default() })
     }
@@ -172,6 +176,10 @@ impl KafkaLog {
 impl Log for KafkaLog {
     fn describe(&self) -> String {
         format!("kafka {}", self.config.bootstrap)
+    }
+
+    async fn identity(&self) -> Result<String> {
+        Ok(format!("kafka cluster {}", self.topics.cluster_id().await?))
     }
 
     async fn ensure_topic(&self, spec: &TopicSpec) -> Result<TopicInfo> {

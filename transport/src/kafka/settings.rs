@@ -4,11 +4,11 @@
 use std::time::Duration;
 
 use pipedoc_model::kafka::{self, Client, Finding, Place, ProcessSettings, Settings};
-use pipedoc_model::problem::{Problem, Problems};
 use rdkafka::ClientConfig;
 use rdkafka::config::RDKafkaLogLevel;
 
 use super::statistics::StatisticsObserver;
+use super::{KafkaConfig, files};
 use crate::log::{ConsumerConfig, Error, Result};
 
 /// A batch of several records holds at most so many bytes, unless a setting says
@@ -19,37 +19,67 @@ pub(super) const BATCH_BYTES: usize = 1_000_000;
 /// setting says otherwise.
 const SESSION_TIMEOUT: Duration = Duration::from_secs(15);
 
+/// Settings that mean something to us before librdkafka hears of them, if it does.
+const OURS: [&str; 3] = ["max.poll.records", "group.instance.id", "auto.offset.reset"];
+
 /// A cluster with settings that were checked.
 pub(super) struct Cluster {
     pub(super) bootstrap: String,
     pub(super) settings: ProcessSettings,
     /// How long calls of administration wait.
     pub(super) timeout: Duration,
+    /// How long a client may be of no use while the cluster answers others.
+    pub(super) patience: Duration,
     pub(super) statistics: StatisticsObserver,
 }
 
 impl Cluster {
+    /// A cluster, if all that was given can be used.
+    pub(super) fn of(config: KafkaConfig) -> Result<Self> {
+        let KafkaConfig { bootstrap, settings, timeout, patience, statistics } = config;
+        let (brokers, settings) = (kafka::brokers(&bootstrap), kafka::check_process(&settings));
+        match (brokers, settings) {
+            (Ok(bootstrap), Ok(settings)) => match files::unreadable(&settings) {
+                none if none.is_empty() => Ok(Self { bootstrap, settings, timeout, patience, statistics }),
+                findings => Err(refused(findings)),
+            },
+            (brokers, settings) => {
+                let findings = brokers.err().into_iter().chain(settings.err()).flatten();
+                Err(refused(findings.collect()))
+            }
+        }
+    }
+
     /// All settings of a client: the process's, and over them its own.
     pub(super) fn settings(&self, client: Client, own: &Settings) -> Result<Settings> {
-        let process = match client {
-            Client::Consumer => &self.settings.consumer,
-            Client::Producer => &self.settings.producer,
+        let (side, process) = match client {
+            Client::Consumer => ("consumer", &self.settings.consumer),
+            Client::Producer => ("producer", &self.settings.producer),
         };
         // By librdkafka's own names first, so that one setting is not there twice.
-        let own = accept(kafka::check(client, Place::Step { at_most_once: true }, own))?;
+        let mut own = kafka::check(client, Place::Step { at_most_once: true }, own);
+        let written = std::mem::take(&mut own.written);
+        let own = accept(own, |name| format!("kafka.{side}.{name}"))?;
         let all = process.iter().chain(&own).map(|(name, value)| (name.clone(), value.clone())).collect();
-        accept(kafka::check(client, Place::Client, &all))
+        accept(kafka::check(client, Place::Client, &all), |name| match written.get(name) {
+            Some(written) => format!("kafka.{side}.{written}"),
+            None => format!("{side}.{name} (of the process)"),
+        })
     }
 }
 
 /// The error for settings that cannot be used.
 pub(super) fn refused(findings: Vec<Finding>) -> Error {
-    let problem = |finding: Finding| Problem { field: finding.name, message: finding.message, ..Problem::default() };
-    Error::Settings { source: Problems(findings.into_iter().map(problem).collect()) }
+    Error::Settings { source: findings.into() }
 }
 
-fn accept(checked: kafka::Checked) -> Result<Settings> {
-    if checked.findings.is_empty() { Ok(checked.settings) } else { Err(refused(checked.findings)) }
+/// What was found good, or all that was not, each under the name that `named` gives it.
+fn accept(checked: kafka::Checked, named: impl Fn(&str) -> String) -> Result<Settings> {
+    if checked.findings.is_empty() {
+        return Ok(checked.settings);
+    }
+    let renamed = |finding: Finding| Finding { name: named(&finding.name), ..finding };
+    Err(refused(checked.findings.into_iter().map(renamed).collect()))
 }
 
 /// What all clients have in common.
@@ -65,10 +95,19 @@ pub(super) fn common(cluster: &Cluster, client_id: &str, settings: &Settings) ->
     config.set("topic.metadata.refresh.interval.ms", "10000");
     // Found at once when another client has just made it.
     config.set("topic.metadata.refresh.fast.interval.ms", "100");
-    for (name, value) in settings {
+    take_over(&mut config, settings);
+    config
+}
+
+/// Takes settings over into a client's, all but those that are ours to read.
+fn take_over(config: &mut ClientConfig, settings: &Settings) {
+    for (name, value) in settings.iter().filter(|(name, _)| !OURS.contains(&name.as_str())) {
         config.set(name, value);
     }
-    config
+    if settings.contains_key("debug") {
+        // What is to be debugged is told in lines of a level of its own.
+        config.set_log_level(RDKafkaLogLevel::Debug);
+    }
 }
 
 /// The bound on batches that the settings ask for.
@@ -89,9 +128,7 @@ pub(super) fn producer(cluster: &Cluster, client_id: &str, settings: &Settings, 
     // How much may wait for the broker before `send` waits for room.
     config.set("queue.buffering.max.kbytes", "65536").set("queue.buffering.max.messages", "100000");
     config.set("statistics.interval.ms", "15000");
-    for (name, value) in settings {
-        config.set(name, value);
-    }
+    take_over(&mut config, settings);
     config.set("batch.size", batch_bytes.to_string());
     // The topic's own limit is checked by us, with the same measure on every log.
     config.set("message.max.bytes", "1000000000");
@@ -134,10 +171,7 @@ pub(super) fn consumer(cluster: &Cluster, config: &ConsumerConfig, group: &str, 
     asked.set("fetch.queue.backoff.ms", "20").set("fetch.error.backoff.ms", "200");
     // Ends of partitions come with the statistics.
     asked.set("statistics.interval.ms", "5000");
-    let ours = ["max.poll.records", "group.instance.id", "auto.offset.reset"];
-    for (name, value) in config.settings.iter().filter(|(name, _)| !ours.contains(&name.as_str())) {
-        asked.set(name, value);
-    }
+    take_over(&mut asked, &config.settings);
     if config.settings.get("group.protocol").is_none_or(|protocol| protocol == "classic") {
         let session = session_timeout(config);
         // The caller's pace is watched by us; librdkafka sees only the polling thread, which never stops.

@@ -70,9 +70,9 @@ pub(super) struct Topics {
 impl Topics {
     pub(super) fn new(cluster: &Cluster, contact: Arc<Contact>) -> Result<Arc<Self>> {
         let mut config = settings::common(cluster, "pipedoc-admin", &cluster.settings.common);
-        let query = config.create_with_context(PlainContext(contact.clone())).map_err(not_made)?;
-        config.set_log_level(RDKafkaLogLevel::Emerg);
-        let admin = config.create_with_context(PlainContext(contact.clone())).map_err(not_made)?;
+        let query = config.create_with_context(PlainContext::new(contact.clone())).map_err(not_made(&config))?;
+        config.remove("debug").set_log_level(RDKafkaLogLevel::Emerg);
+        let admin = config.create_with_context(PlainContext::new(contact.clone())).map_err(not_made(&config))?;
         let (facts, listing) = (Mutex::default(), tokio::sync::Mutex::default());
         let topics = Arc::new(Self { admin, query, contact, timeout: cluster.timeout, facts, listing });
         serve_events(Arc::downgrade(&topics));
@@ -82,6 +82,21 @@ impl Topics {
     /// The client that asks.
     pub(super) fn query(&self) -> &BaseConsumer<PlainContext> {
         &self.query
+    }
+
+    /// Serves the events of the client that asks.
+    fn serve(&self) {
+        self.query.context().served.drain(&self.query, |_| {});
+    }
+
+    /// What the cluster calls itself.
+    pub(super) async fn cluster_id(self: &Arc<Self>) -> Result<String> {
+        let this = self.clone();
+        blocking(move || {
+            let attempt = Attempt::new("asking for the cluster's id", &this.contact, this.timeout);
+            this.query.client().fetch_cluster_id(this.timeout).ok_or_else(|| attempt.timed_out())
+        })
+        .await
     }
 
     /// Whether the cluster answers within `limit`.
@@ -94,7 +109,7 @@ impl Topics {
                 // In short looks: events tell why it does not, and must be served meanwhile.
                 let look = Duration::from_millis(250).min(limit);
                 let answer = this.query.fetch_metadata(Some(NO_TOPIC), look);
-                (0..32).for_each(|_| drop(this.query.poll(Duration::ZERO)));
+                this.serve();
                 match answer.map_err(|error| attempt.failed(error)) {
                     Ok(_) => {
                         this.contact.heard();
@@ -416,8 +431,7 @@ impl Topics {
 fn serve_events(topics: Weak<Topics>) {
     let serve = move || {
         while let Some(topics) = topics.upgrade() {
-            // Each poll serves one event, if any.
-            (0..32).for_each(|_| drop(topics.query.poll(Duration::ZERO)));
+            topics.serve();
             drop(topics);
             std::thread::sleep(EVENTS_PERIOD);
         }

@@ -29,7 +29,7 @@ pub(super) struct Writer {
 impl Writer {
     /// Makes a client, which connects by itself.
     pub(super) fn make(config: &ClientConfig, context: WriterContext) -> Result<Arc<Self>> {
-        let client: BaseProducer<_> = config.create_with_context(context).map_err(not_made)?;
+        let client: BaseProducer<_> = config.create_with_context(context).map_err(not_made(config))?;
         let writer = Self { client: Arc::new(client), ended: Arc::default() };
         let (client, ended) = (writer.client.clone(), writer.ended.clone());
         let take_reports = move || {

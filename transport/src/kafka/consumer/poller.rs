@@ -463,5 +463,5 @@ fn client(log: &KafkaLog, config: &ConsumerConfig, context: PollerContext) -> Re
         Subscription::Assigned(_) => (format!("pipedoc.alone.{}", uuid::Uuid::new_v4()), false),
     };
     let asked = settings::consumer(&log.config, config, &group, member);
-    asked.create_with_context(context).map_err(not_made)
+    asked.create_with_context(context).map_err(not_made(&asked))
 }

@@ -105,6 +105,7 @@ fn cluster(process: &[(&str, &str)]) -> Cluster {
         bootstrap: "127.0.0.1:1".to_owned(),
         settings,
         timeout: Duration::from_secs(1),
+        patience: Duration::from_secs(60),
         statistics: StatisticsObserver::default(),
     }
 }
@@ -175,4 +176,91 @@ fn what_does_not_go_together_is_told_with_the_processs_settings_too() {
     let Error::Settings { source } = &error else { panic!("{error}") };
     assert!(source.to_string().contains("group.consumer.session.timeout.ms"), "{source}");
     assert!(!error.is_retryable());
+}
+
+/// What is said when a log with these settings is to be opened.
+async fn told(bootstrap: &str, given: &[(&str, &str)]) -> String {
+    let mut config = KafkaConfig::new(bootstrap);
+    config.settings = own(given);
+    match crate::kafka::KafkaLog::connect(config).await.unwrap_err() {
+        Error::Settings { source } => source.to_string(),
+        other => panic!("not told as settings that cannot be used: {other}"),
+    }
+}
+
+#[tokio::test]
+async fn bad_brokers_and_bad_settings_are_told_together_and_at_once() {
+    let told = told("http://a:9092,b:9092,c:notaport", &[("lingr.ms", "5")]).await;
+    for words in ["http://a:9092: is a URL", "c:notaport: ", "lingr.ms: is no setting"] {
+        assert!(told.contains(words), "{words:?} is not in:\n{told}");
+    }
+}
+
+#[tokio::test]
+async fn every_file_that_cannot_be_read_is_named_with_its_setting() {
+    let folder = tempfile::tempdir().unwrap();
+    let gone = |name: &str| folder.path().join(name).display().to_string();
+    let (authorities, certificate) = (gone("ca.pem"), gone("me.pem"));
+    let here = folder.path().display().to_string();
+    let given = [
+        ("security.protocol", "ssl"),
+        ("ssl.ca.location", authorities.as_str()),
+        ("producer.ssl.certificate.location", &certificate),
+        ("ssl.key.location", &here),
+    ];
+    let told = told("127.0.0.1:1", &given).await;
+    let told: Vec<_> = told.lines().map(|line| line.replace(&here, "DIR")).collect();
+    assert_eq!(
+        told,
+        [
+            "ssl.ca.location: file DIR/ca.pem cannot be read: No such file or directory (os error 2)",
+            "ssl.certificate.location: file DIR/me.pem cannot be read: No such file or directory (os error 2)",
+            "ssl.key.location: DIR is a folder, expected a file",
+        ]
+    );
+}
+
+/// A key that no one uses, locked with the password `right`.
+const KEY: &str = "\
+-----BEGIN ENCRYPTED PRIVATE KEY-----
+MIHsMFcGCSqGSIb3DQEFDTBKMCkGCSqGSIb3DQEFDDAcBAiieu1qF7po9QICCAAw
+DAYIKoZIhvcNAgkFADAdBglghkgBZQMEASoEEN8I2MHdsE6HC4F1B7Sw/CcEgZAy
+uS9emnHyINQ/p82nHSulxrrRDECy0fOSJSXl6bwDvjDJ7o71uamhK7Lp15JOs11K
+su4AElRoYTAVJMdTZJM95C8/hkUXfhuS+hG7wXLCNvy4O/GFWOBWuVXzU0uniLKo
+NJjZGSXiTA7ZNtb6jTbDZdWPnJGw4KdXnya3wYS+Wd87BRvHvTtGcxxMYPpQLgM=
+-----END ENCRYPTED PRIVATE KEY-----
+";
+
+#[tokio::test]
+async fn a_file_that_is_something_else_is_named_with_its_setting() {
+    let folder = tempfile::tempdir().unwrap();
+    let (rubbish, key) = (folder.path().join("rubbish.pem"), folder.path().join("key.pem"));
+    std::fs::write(&rubbish, "rubbish").unwrap();
+    std::fs::write(&key, KEY).unwrap();
+    let (rubbish, key) = (rubbish.display().to_string(), key.display().to_string());
+    for (setting, file, password, hint) in [
+        ("ssl.ca.location", &rubbish, None, "expected certificates in PEM"),
+        ("ssl.certificate.location", &rubbish, None, "expected certificates in PEM"),
+        ("ssl.key.location", &rubbish, None, "ssl.key.password gives it"),
+        ("ssl.key.location", &key, Some("wrong"), "check the file and ssl.key.password"),
+    ] {
+        let mut given = vec![("security.protocol", "ssl"), (setting, file.as_str())];
+        given.extend(password.map(|password| ("ssl.key.password", password)));
+        let told = told("127.0.0.1:1", &given).await;
+        assert!(told.starts_with(&format!("{setting}: file {file} cannot be used: ")), "{told}");
+        assert!(told.ends_with(hint) && !told.contains("wrong"), "{told}");
+    }
+}
+
+#[test]
+fn a_mistake_is_told_of_the_client_that_makes_it() {
+    let cluster = cluster(&[("consumer.group.protocol", "consumer"), ("producer.linger.ms", "5")]);
+    let told = |client, given: &[(&str, &str)]| match cluster.settings(client, &own(given)).unwrap_err() {
+        Error::Settings { source } => source.to_string(),
+        other => panic!("{other}"),
+    };
+    let consumer = told(Client::Consumer, &[("fetch.min.bytes", "many")]);
+    assert!(consumer.starts_with("kafka.consumer.fetch.min.bytes: found"), "{consumer}");
+    let producer = told(Client::Producer, &[("delivery.timeout.ms", "5")]);
+    assert!(producer.starts_with("kafka.producer.delivery.timeout.ms: found 5"), "{producer}");
 }
