@@ -123,10 +123,13 @@ pub enum Error {
         reason: String,
     },
     /// A client does not recover, although the cluster answers others.
-    #[error("{who} has had no connection for {} s, while the cluster answers others; a new client goes on from the committed place", since.as_secs())]
+    #[error("{who} {what} for {} s, while the cluster answers others; a new client goes on from the committed place", since.as_secs())]
     Stalled {
         /// The client.
         who: String,
+        /// What it fails at: `has had no connection`, `has asked for no records`,
+        /// `could not commit`.
+        what: &'static str,
         /// For how long.
         since: Duration,
     },

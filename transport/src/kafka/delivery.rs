@@ -46,6 +46,8 @@ pub(super) struct Deliveries {
     settled: Notify,
     /// A record has timed out, and none was written since.
     timed_out: AtomicBool,
+    /// The client has ended, as it may write to no topic at all.
+    may_not_write: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -83,6 +85,7 @@ impl Deliveries {
             open: Mutex::default(),
             settled: Notify::new(),
             timed_out: AtomicBool::new(false),
+            may_not_write: AtomicBool::new(false),
         }
     }
 
@@ -124,6 +127,7 @@ impl Deliveries {
     /// Another client takes over.
     pub(super) fn begin_anew(&self) {
         self.timed_out.store(false, Ordering::Relaxed);
+        self.may_not_write.store(false, Ordering::Relaxed);
     }
 
     /// The error for a record that was not written.
@@ -134,6 +138,12 @@ impl Deliveries {
             Some(code) if is_unknown_topic(code) => {
                 self.topics.forget(&topic);
                 Error::UnknownTopic { topic }
+            }
+            // Who may write nowhere gets no number for its records, which ends the client.
+            Some(Code::Fatal | Code::PurgeQueue | Code::PurgeInflight)
+                if self.may_not_write.load(Ordering::Relaxed) =>
+            {
+                attempt.refused_on(&topic, Code::TopicAuthorizationFailed)
             }
             // The client is spent, and replaced; the record was not to blame.
             Some(Code::Fatal) => attempt.passing(error),
@@ -219,6 +229,11 @@ impl ClientContext for WriterContext {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
+        // What ended the client is told in words alone.
+        let refused = || reason.contains(&Code::ClusterAuthorizationFailed.to_string());
+        if error.rdkafka_error_code() == Some(Code::Fatal) && refused() {
+            self.0.may_not_write.store(true, Ordering::Relaxed);
+        }
         self.0.contact.trouble(&error, reason);
     }
 

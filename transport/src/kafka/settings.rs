@@ -161,6 +161,13 @@ pub(super) fn session_timeout(config: &ConsumerConfig) -> Duration {
     config.session_timeout.or(asked.map(Duration::from_millis)).unwrap_or(SESSION_TIMEOUT)
 }
 
+/// How long the broker may wait for records before it answers a fetch: librdkafka's
+/// own default, or what the settings say.
+pub(super) fn longest_fetch(config: &ConsumerConfig) -> Duration {
+    let asked = config.settings.get("fetch.wait.max.ms").and_then(|text| text.parse().ok());
+    Duration::from_millis(asked.unwrap_or(500))
+}
+
 /// A consumer that is a member of a group, or none: then `group` is a name that
 /// is never joined. The settings of `config` are whole.
 pub(super) fn consumer(cluster: &Cluster, config: &ConsumerConfig, group: &str, member: bool) -> ClientConfig {

@@ -4,9 +4,9 @@
 //! than ours, and not without internal topics. So a group is always joined for
 //! explicit names, and only for topics that exist.
 //!
-//! A listing also shows that the cluster answers. A consumer that has no
-//! connection all the same, and for long, is given up: whoever reads makes a new
-//! one, which goes on from the committed place.
+//! A listing also shows that the cluster answers. A consumer that is of no use all
+//! the same ([`super::vigil`]), and for long, is given up: whoever reads makes a
+//! new one, which goes on from the committed place.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -28,9 +28,6 @@ const SOON: Duration = Duration::from_millis(500);
 /// A topic that was there is missed only when it is absent so many times in a row:
 /// a broker that has just started may not know all.
 const ABSENCES: u32 = 2;
-
-/// A client that has had no connection for so long, while another has, is given up.
-const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A topic that is named and not there is told of after so long: it may just be
 /// being made.
@@ -88,8 +85,11 @@ impl Awaited {
     }
 }
 
-/// Keeps a consumer subscribed to what it wants, until it is aborted.
-pub(super) async fn run(topics: Arc<Topics>, wanted: Wanted, shared: Arc<Shared>) {
+/// Keeps a consumer subscribed to what it wants, until it is aborted or the
+/// consumer was of no use for longer than `patience`.
+pub(super) async fn run(topics: Arc<Topics>, wanted: Wanted, shared: Arc<Shared>, patience: Duration) {
+    // Since when the cluster answers.
+    let mut answers_since = Instant::now();
     let mut current: Option<Listing> = None;
     let mut absences = 0;
     let mut awaited = Awaited::default();
@@ -103,13 +103,15 @@ pub(super) async fn run(topics: Arc<Topics>, wanted: Wanted, shared: Arc<Shared>
             Ok(listing) => listing,
             Err(error) => {
                 tracing::debug!(%error, "topics cannot be looked up");
+                answers_since = Instant::now();
                 tokio::time::sleep(SOON).await;
                 continue;
             }
         };
-        let cut_off = shared.cut_off_for();
-        if cut_off > PATIENCE && shared.was_assigned() {
-            let error = Error::Stalled { who: shared.who(), since: cut_off };
+        if let Some(failing) = shared.vigil.failing().filter(|_| shared.was_assigned())
+            && failing.lasts_since(answers_since) > patience
+        {
+            let error = Error::Stalled { who: shared.who(), what: failing.what, since: failing.since.elapsed() };
             tracing::warn!(%error, "a consumer does not recover");
             shared.command(Command::GiveUp(error));
             return;

@@ -22,6 +22,7 @@ mod poller;
 mod reading;
 mod shared;
 mod start;
+mod vigil;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Weak};
@@ -70,12 +71,14 @@ impl KafkaConsumer {
         if let Subscription::Assigned(partitions) = &config.subscription {
             check_partitions(log, partitions).await?;
         }
-        let shared = Arc::new(Shared::new(&config, settings::session_timeout(&config)));
+        let shared =
+            Arc::new(Shared::new(&config, settings::session_timeout(&config), settings::longest_fetch(&config)));
         let started = poller::start(log, config.clone(), shared.clone()).await?;
         let lookup = match config.subscription {
             Subscription::Group { topics, patterns, .. } => {
                 let wanted = lookup::Wanted::new(topics, &patterns)?;
-                Some(tokio::spawn(lookup::run(log.topics.clone(), wanted, shared.clone())))
+                let patience = log.config.patience;
+                Some(tokio::spawn(lookup::run(log.topics.clone(), wanted, shared.clone(), patience)))
             }
             Subscription::Assigned(_) => None,
         };
@@ -137,7 +140,7 @@ impl Consumer for KafkaConsumer {
         self.shared.check_owned(&commits)?;
         let client = self.client.upgrade().ok_or(Error::Closed { what: "consumer" })?;
         let (contact, who, limit) = (self.log.contact.clone(), self.shared.who(), self.shared.session_timeout);
-        blocking(move || {
+        let committed = blocking(move || {
             let attempt = Attempt::new("committing offsets", &contact, limit).by(&who);
             let end = std::time::Instant::now() + limit;
             loop {
@@ -154,7 +157,9 @@ impl Consumer for KafkaConsumer {
                 }
             }
         })
-        .await
+        .await;
+        self.shared.vigil.committed(committed.is_ok());
+        committed
     }
 
     fn pause(&self, partitions: &[TopicPartition]) {

@@ -26,6 +26,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::oneshot;
 
 use self::rebalance::Pending;
+use super::super::contact::Served;
 use super::super::failure::{Attempt, is_passing, not_made};
 use super::super::topics::Listing;
 use super::super::{KafkaLog, settings};
@@ -117,6 +118,7 @@ impl Poller {
             shared: shared.clone(),
             rebalances: parking_lot::Mutex::default(),
             ending: AtomicBool::new(false),
+            served: Served::default(),
         };
         let mut client = client(log, &config, context)?;
         let (main_ready, thread) = (Arc::new(AtomicBool::new(true)), thread::current());
@@ -326,15 +328,14 @@ impl Poller {
     // Rebalances and errors.
 
     fn serve_main_queue(&mut self) {
-        // A poll without timeout may consume one event and say nothing; hence several.
-        let polls = if self.main_ready.swap(false, Ordering::AcqRel) { 8 } else { 1 };
-        for _ in 0..polls {
-            match self.client.poll(Duration::ZERO) {
-                // Every partition has a queue of its own before it is fetched, so
-                // nothing but events comes here.
-                Some(Ok(_)) | None | Some(Err(KafkaError::PartitionEOF(_))) => {}
-                Some(Err(error)) => self.trouble(None, error),
-            }
+        if self.main_ready.swap(false, Ordering::AcqRel) {
+            // Every partition has a queue of its own before it is fetched, so nothing
+            // but events comes here.
+            self.client.context().served.drain(&self.client, |error| self.trouble(None, error));
+        } else if let Some(Err(error)) = self.client.poll(Duration::ZERO)
+            && !matches!(error, KafkaError::PartitionEOF(_))
+        {
+            self.trouble(None, error);
         }
     }
 

@@ -15,9 +15,10 @@ use rdkafka::types::RDKafkaRespErr;
 use rdkafka::{Statistics, TopicPartitionList};
 use tokio::sync::{Notify, oneshot};
 
-use super::super::contact::{self, Contact};
+use super::super::contact::{self, Contact, Served};
 use super::super::statistics::StatisticsObserver;
 use super::super::topics::Listing;
+use super::vigil::Vigil;
 use crate::log::{
     AssignedPartition, Commit, ConsumerConfig, Error, Event, RecordBatch, Result, Revocation, Start, Subscription,
     TopicPartition,
@@ -113,8 +114,8 @@ pub(in super::super) struct Shared {
     /// How many calls of `next` are waiting, and when the last one ended.
     callers: AtomicUsize,
     last_call: Mutex<Instant>,
-    /// Since when this client has no connection at all.
-    cut_off: Mutex<Option<Instant>>,
+    /// Whether this client is of any use.
+    pub(super) vigil: Vigil,
     /// A paused partition may have something to hand out again.
     pub(super) resumed: Notify,
 }
@@ -130,7 +131,7 @@ impl Drop for CallerIsHere<'_> {
 }
 
 impl Shared {
-    pub(super) fn new(config: &ConsumerConfig, session_timeout: Duration) -> Self {
+    pub(super) fn new(config: &ConsumerConfig, session_timeout: Duration, longest_fetch: Duration) -> Self {
         let group = match &config.subscription {
             Subscription::Group { group, .. } => Some(group.clone()),
             Subscription::Assigned(_) => None,
@@ -149,7 +150,7 @@ impl Shared {
             assigned: AtomicBool::new(false),
             callers: AtomicUsize::new(0),
             last_call: Mutex::new(Instant::now()),
-            cut_off: Mutex::default(),
+            vigil: Vigil::new(longest_fetch),
             resumed: Notify::new(),
         }
     }
@@ -205,19 +206,11 @@ impl Shared {
         self.commands.lock().pop_front()
     }
 
-    /// Whether the poller's client has a connection now.
-    pub(super) fn connected(&self, is: bool) {
-        let mut cut_off = self.cut_off.lock();
-        match *cut_off {
-            _ if is => *cut_off = None,
-            None => *cut_off = Some(Instant::now()),
-            Some(_) => {}
-        }
-    }
-
-    /// For how long it has had none; nothing while it is not known.
-    pub(super) fn cut_off_for(&self) -> Duration {
-        self.cut_off.lock().map_or(Duration::ZERO, |since| since.elapsed())
+    /// Looks whether the poller's client does what it is there for.
+    fn look_at(&self, statistics: &Statistics) {
+        let paused = self.paused.lock().clone();
+        let wanted: Vec<_> = self.owned.lock().keys().filter(|source| !paused.contains(source)).cloned().collect();
+        self.vigil.look(statistics, &wanted);
     }
 
     // Backpressure.
@@ -388,10 +381,12 @@ pub(super) struct PollerContext {
     pub(super) rebalances: Mutex<VecDeque<Rebalance>>,
     /// Set when the client ends: rebalances are then answered at once.
     pub(super) ending: AtomicBool,
+    pub(super) served: Served,
 }
 
 impl ClientContext for PollerContext {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        self.served.one();
         contact::log(level, facility, message);
     }
 
@@ -400,8 +395,9 @@ impl ClientContext for PollerContext {
     }
 
     fn stats(&self, statistics: Statistics) {
+        self.served.one();
         self.statistics.tell(&statistics, self.shared.group());
-        self.shared.connected(statistics.brokers.values().any(|broker| broker.state == "UP"));
+        self.shared.look_at(&statistics);
         let mut owned = self.shared.owned.lock();
         for (source, place) in owned.iter_mut() {
             let topic = statistics.topics.get(source.topic.as_str());
@@ -417,6 +413,7 @@ impl ClientContext for PollerContext {
 
 impl ConsumerContext for PollerContext {
     fn rebalance(&self, client: &BaseConsumer<Self>, what: RDKafkaRespErr, partitions: &mut TopicPartitionList) {
+        self.served.one();
         let assign = what == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS;
         if self.ending.load(Ordering::Acquire) {
             let answered = if assign { take(client, &TopicPartitionList::new()) } else { give_up(client, partitions) };
