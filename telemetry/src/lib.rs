@@ -1,15 +1,19 @@
-//! Sets a process up to tell what it does: one call for logging and tracing, and
-//! the trace context in record headers.
+//! Sets a process up to tell what it does: one call for logging, tracing and
+//! metrics, and the trace context in record headers.
 //!
 //! Knows `tracing`, OpenTelemetry and header names; knows nothing of documents,
 //! steps or logs. Spans get their identity from an in-process tracer provider;
-//! nothing is exported, and a span that the filter leaves out costs one load.
+//! they are not exported, and one that the filter leaves out costs one load.
+//! Metrics are sent where the environment names a collector.
 
+pub mod metrics;
 pub mod propagation;
 
 use std::io::IsTerminal;
 
+use opentelemetry::metrics::{Meter, MeterProvider};
 use opentelemetry::trace::TracerProvider;
+use opentelemetry_sdk::metrics::SdkMeterProvider;
 use opentelemetry_sdk::trace::SdkTracerProvider;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
@@ -33,9 +37,23 @@ pub enum Error {
         #[source]
         source: tracing_subscriber::filter::ParseError,
     },
+    /// Metrics cannot be sent where the environment says.
+    #[error(transparent)]
+    Metrics(#[from] metrics::Error),
     /// Something else in this process has taken the place.
     #[error("telemetry is set up already in this process")]
     Taken(#[source] tracing_subscriber::util::TryInitError),
+}
+
+impl Error {
+    /// Whether what was given is wrong, and nothing was done.
+    #[must_use]
+    pub fn is_refusal(&self) -> bool {
+        match self {
+            Self::Filter { .. } | Self::Metrics(_) => true,
+            Self::Taken(_) => false,
+        }
+    }
 }
 
 /// How lines are written.
@@ -105,42 +123,57 @@ impl TelemetryConfig {
 #[derive(Debug)]
 #[must_use = "telemetry ends when the guard is dropped"]
 pub struct Guard {
-    provider: SdkTracerProvider,
+    traces: SdkTracerProvider,
+    metrics: Option<SdkMeterProvider>,
+}
+
+impl Guard {
+    /// Makes instruments; `None` when nobody would read them.
+    #[must_use]
+    pub fn meter(&self) -> Option<Meter> {
+        self.metrics.as_ref().map(|provider| provider.meter("pipedoc"))
+    }
 }
 
 impl Drop for Guard {
     fn drop(&mut self) {
         // Without an exporter there is nothing that could fail to arrive.
-        let _ = self.provider.shutdown();
+        let _ = self.traces.shutdown();
+        if let Some(Err(error)) = self.metrics.take().map(|provider| provider.shutdown()) {
+            tracing::warn!(%error, "the last metrics could not be sent");
+        }
     }
 }
 
 /// Sets the process up: lines of `tracing` and `log` go to standard error, spans
-/// get trace ids. Call it once, first thing in `main`.
+/// get trace ids, metrics go where the environment says. Call it once, first thing
+/// in `main`, within tokio's runtime.
 ///
 /// # Errors
-/// When the filter cannot be read, or the process was set up already.
+/// When the filter or the collector's address cannot be read, or the process was
+/// set up already.
 pub fn init(config: &TelemetryConfig) -> Result<Guard, Error> {
     let given = config.filter.clone().or_else(|| std::env::var(FILTER_VARIABLE).ok());
     let filter = given.filter(|filter| !filter.trim().is_empty()).unwrap_or_else(|| config.default_filter.to_owned());
     let env_filter = EnvFilter::try_new(format!("{SILENT},{filter}"))
         .map_err(|source| Error::Filter { filter: filter.clone(), source })?;
-    let (provider, traces) = trace_layer(&config.service);
+    let resource = opentelemetry_sdk::Resource::builder_empty().with_service_name(config.service.clone()).build();
+    let metrics = metrics::exported(resource.clone(), |name| std::env::var(name).ok())?;
+    let (provider, traces) = trace_layer(resource);
     let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
     let lines = match config.format {
         Format::Text => lines.with_ansi(std::io::stderr().is_terminal()).with_target(false).boxed(),
         Format::Json => lines.json().with_current_span(true).with_span_list(false).boxed(),
     };
     tracing_subscriber::registry().with(env_filter).with(lines).with(traces).try_init().map_err(Error::Taken)?;
-    Ok(Guard { provider })
+    Ok(Guard { traces: provider, metrics })
 }
 
 /// The provider that gives spans their identity, and the layer that asks it.
-fn trace_layer<S>(service: &str) -> (SdkTracerProvider, impl Layer<S> + use<S>)
+fn trace_layer<S>(resource: opentelemetry_sdk::Resource) -> (SdkTracerProvider, impl Layer<S> + use<S>)
 where
     S: tracing::Subscriber + for<'span> tracing_subscriber::registry::LookupSpan<'span>,
 {
-    let resource = opentelemetry_sdk::Resource::builder_empty().with_service_name(service.to_owned()).build();
     let provider = SdkTracerProvider::builder().with_resource(resource).build();
     let tracer = provider.tracer("pipedoc");
     // Nobody reads where a span was made or which thread made it, so it is not gathered.

@@ -92,7 +92,7 @@ mod tests {
     }
 
     fn with_tracer(test: impl FnOnce()) {
-        let (_provider, layer) = crate::trace_layer("test");
+        let (_provider, layer) = crate::trace_layer(opentelemetry_sdk::Resource::builder_empty().build());
         tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), test);
     }
 
