@@ -52,6 +52,17 @@ pub enum Command {
     Status(EngineAddress),
     /// Makes a pipeline file the running one, through an engine.
     Apply(ApplyArgs),
+    /// Prints a pipeline as it was applied, byte for byte.
+    Get(GetArgs),
+    /// Lists a pipeline's last 50 revisions, newest first: when, by whom, on which road.
+    History(HistoryArgs),
+    /// Shows what changed from one revision of a pipeline to another, and what that
+    /// means for its steps and topics.
+    Diff(DiffArgs),
+    /// Makes the text of an earlier revision a pipeline's newest revision.
+    Rollback(RollbackArgs),
+    /// Removes a pipeline from what runs; its topics and revisions stay.
+    Delete(DeleteArgs),
     /// Checks a pipeline file and shows what would run; changes nothing.
     Plan(PlanArgs),
     /// Looks at dead letters.
@@ -170,17 +181,119 @@ pub struct SubmitArgs {
     pub engine: EngineAddress,
 }
 
+/// On which terms a pipeline is changed.
+#[derive(Debug, Clone, ClapArgs)]
+pub struct TermsArgs {
+    /// Revision that must be the current one (0: there must be no such pipeline); else
+    /// nothing is done and what changed is shown. Default: the one that is current when
+    /// the command begins.
+    #[arg(long, value_name = "REVISION")]
+    pub expect: Option<u64>,
+    /// Also when a step goes for which records wait. They stay in its topic: a step of
+    /// the same name would find them.
+    #[arg(long)]
+    pub abandon: bool,
+    /// Who does it, for the history. Default: the user and the host.
+    #[arg(long, value_name = "NAME", env = "PIPEDOC_BY")]
+    pub by: Option<String>,
+}
+
+/// Arguments of `get`.
+#[derive(Debug, ClapArgs)]
+#[command(after_help = "Examples:\n  pipedoc get library > library.yaml\n  pipedoc get library --revision 3")]
+pub struct GetArgs {
+    /// Name of the pipeline.
+    pub pipeline: String,
+    /// Which revision. Default: the current one.
+    #[arg(long, value_name = "REVISION")]
+    pub revision: Option<u64>,
+    /// Which engine.
+    #[command(flatten)]
+    pub engine: EngineAddress,
+}
+
+/// Arguments of `history`.
+#[derive(Debug, ClapArgs)]
+#[command(
+    after_help = "Roads: apply (pipedoc apply), inbox (an edit in the folder or in Consul), rollback of N.\nThe history of a deleted pipeline is kept as well."
+)]
+pub struct HistoryArgs {
+    /// Name of the pipeline.
+    pub pipeline: String,
+    /// Which engine.
+    #[command(flatten)]
+    pub engine: EngineAddress,
+}
+
+/// Arguments of `diff`.
+#[derive(Debug, ClapArgs)]
+#[command(
+    after_help = "Examples:\n  pipedoc diff library        what the current revision changed\n  pipedoc diff library 3      from revision 3 to the current one\n  pipedoc diff library 3 5    from revision 3 to revision 5"
+)]
+pub struct DiffArgs {
+    /// Name of the pipeline.
+    pub pipeline: String,
+    /// From this revision. Default: the one before the other.
+    pub from: Option<u64>,
+    /// To this revision. Default: the current one.
+    pub to: Option<u64>,
+    /// Which engine.
+    #[command(flatten)]
+    pub engine: EngineAddress,
+}
+
+/// Arguments of `rollback`.
+#[derive(Debug, ClapArgs)]
+#[command(
+    after_help = "A rollback is a change like any other: it makes a new revision, with the old text, and can be rolled back itself.\nA deleted pipeline comes back as it was."
+)]
+pub struct RollbackArgs {
+    /// Name of the pipeline.
+    pub pipeline: String,
+    /// Revision whose text is wanted. Default: the one before the current one.
+    #[arg(long, value_name = "REVISION")]
+    pub to: Option<u64>,
+    /// On which terms.
+    #[command(flatten)]
+    pub terms: TermsArgs,
+    /// Which engine.
+    #[command(flatten)]
+    pub engine: EngineAddress,
+}
+
+/// Arguments of `delete`.
+#[derive(Debug, ClapArgs)]
+#[command(
+    after_help = "The pipeline's file, or its key in Consul, is removed too. `pipedoc rollback PIPELINE` brings it back."
+)]
+pub struct DeleteArgs {
+    /// Name of the pipeline.
+    pub pipeline: String,
+    /// On which terms.
+    #[command(flatten)]
+    pub terms: TermsArgs,
+    /// Which engine.
+    #[command(flatten)]
+    pub engine: EngineAddress,
+}
+
 /// Arguments of `apply`.
 #[derive(Debug, ClapArgs)]
+#[command(
+    after_help = "Of two who apply at once one wins; the other is told what changed, and may apply again.\nExit codes: 0 applied, or it runs already; 1 failed; 2 refused, nothing was changed."
+)]
 pub struct ApplyArgs {
     /// The pipeline: a YAML or JSON file, or a folder that holds a `pipeline.yaml`.
     pub pipeline: PathBuf,
     /// Value of a variable of the pipeline; may be repeated.
     #[arg(long = "var", value_name = "NAME=VALUE", value_parser = parse_variable)]
     pub variables: Vec<(String, String)>,
-    /// Only check; nothing is changed.
+    /// Only check, and show what would change; nothing is changed.
     #[arg(long)]
     pub dry_run: bool,
+    /// On which terms.
+    #[command(flatten)]
+    pub terms: TermsArgs,
     /// Which engine.
     #[command(flatten)]
     pub engine: EngineAddress,

@@ -4,12 +4,22 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Context;
-use pipedoc_sdk::process::{LogArgs, LogError};
+use pipedoc_proto::v1::pipeline_control_client::PipelineControlClient;
+use pipedoc_sdk::process::{LogArgs, LogError, kafka_metrics};
+use pipedoc_telemetry::Guard;
 use pipedoc_transport::log::Log;
+use tonic::transport::Channel;
 
-/// Opens the log that was named, or the file in the data folder.
-pub async fn log(args: &LogArgs, data: &Path) -> anyhow::Result<Arc<dyn Log>> {
-    args.open(data, &|waiting| crate::show::tell!("{waiting}")).await.map_err(|error| match error {
+use crate::args::EngineAddress;
+
+/// Largest answer of an engine, as it sends them: 64 MiB.
+const MAX_ANSWER: usize = 64 << 20;
+
+/// Opens the log that was named, or the file in the data folder. Numbers of Kafka's
+/// clients become metrics where telemetry sends any.
+pub async fn log(args: &LogArgs, data: &Path, telemetry: Option<&Guard>) -> anyhow::Result<Arc<dyn Log>> {
+    let statistics = kafka_metrics(telemetry.and_then(Guard::meter).as_ref());
+    args.open(data, statistics, &|waiting| crate::show::tell!("{waiting}")).await.map_err(|error| match error {
         LogError::TwoLogs { .. } => crate::exit::Refused(error.to_string()).into(),
         error => error.into(),
     })
@@ -22,7 +32,7 @@ pub async fn existing_log(args: &LogArgs, data: &Path) -> anyhow::Result<Arc<dyn
         let message = format!("there is no log in {}; name the data folder with --data", data.display());
         return Err(crate::exit::Refused(message).into());
     }
-    log(args, data).await
+    log(args, data, None).await
 }
 
 /// Connects to an engine; tries for five seconds.
@@ -44,6 +54,11 @@ pub async fn engine(address: &str) -> anyhow::Result<tonic::transport::Channel> 
             }
         }
     }
+}
+
+/// Connects to an engine's control service.
+pub async fn control(address: &EngineAddress) -> anyhow::Result<PipelineControlClient<Channel>> {
+    Ok(PipelineControlClient::new(engine(&address.engine).await?).max_decoding_message_size(MAX_ANSWER))
 }
 
 /// Turns a gRPC status into an error that people can read.

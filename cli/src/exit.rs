@@ -2,6 +2,8 @@
 
 use std::process::ExitCode;
 
+use pipedoc_model::problem::chain;
+
 use crate::args::OutputFormat;
 use crate::show::{say, tell};
 
@@ -31,7 +33,7 @@ pub fn report(error: &anyhow::Error, output: OutputFormat) -> ExitCode {
             let value = match problems {
                 Some(problems) => serde_json::json!({"error": "refused", "problems": problems.0}),
                 None => {
-                    serde_json::json!({"error": error.to_string(), "causes": error.chain().skip(1).map(ToString::to_string).collect::<Vec<_>>()})
+                    serde_json::json!({"error": error.to_string(), "causes": causes(error)})
                 }
             };
             say!("{value}");
@@ -43,7 +45,18 @@ pub fn report(error: &anyhow::Error, output: OutputFormat) -> ExitCode {
             let n = problems.0.len();
             tell!("{n} problem{} found; nothing was done", if n == 1 { "" } else { "s" });
         }
-        (OutputFormat::Text, None) => tell!("error: {error:#}"),
+        (OutputFormat::Text, None) => tell!("error: {}", chain(error.as_ref())),
     }
     ExitCode::from(code)
+}
+
+/// What led to an error, without those that another says already.
+fn causes(error: &anyhow::Error) -> Vec<String> {
+    let mut causes = vec![error.to_string()];
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        if !causes.last().is_some_and(|before| before.ends_with(&cause)) {
+            causes.push(cause);
+        }
+    }
+    causes.split_off(1)
 }

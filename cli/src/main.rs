@@ -1,7 +1,9 @@
 //! The `pipedoc` command: parses what was asked, hands it to one file per command,
 //! and turns how it ended into an exit code. Holds nothing else.
 
+mod apply;
 mod args;
+mod compare;
 mod connect;
 mod dlq;
 mod doctor;
@@ -11,6 +13,7 @@ mod load;
 mod module;
 mod modules;
 mod new;
+mod pipelines;
 mod plan;
 mod run;
 mod show;
@@ -42,7 +45,12 @@ fn main() -> ExitCode {
             Command::Module(command) => module::main(command).await,
             Command::Submit(command) => submit::main(command, output).await,
             Command::Status(command) => status::main(command, output).await,
-            Command::Apply(command) => plan::apply(command, output).await,
+            Command::Apply(command) => apply::main(command, output).await,
+            Command::Get(command) => pipelines::get(command, output).await,
+            Command::History(command) => pipelines::history(command, output).await,
+            Command::Diff(command) => pipelines::diff(command, output).await,
+            Command::Rollback(command) => apply::rollback(command, output).await,
+            Command::Delete(command) => apply::delete(command, output).await,
             Command::Plan(command) => plan::main(command, output),
             Command::Dlq(DlqCommand::List(command)) => dlq::list(command, output).await,
             Command::Doctor(command) => doctor::main(command, output).await,

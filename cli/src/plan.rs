@@ -1,18 +1,16 @@
-//! `pipedoc plan` and `pipedoc apply`: what a pipeline file would run, and making it run.
+//! `pipedoc plan`: what a pipeline file would run.
 
-use std::collections::HashMap;
 use std::path::Path;
 use std::process::ExitCode;
 
 use pipedoc_model::names::ClusterName;
-use pipedoc_model::problem::{Problem, Problems};
+use pipedoc_model::problem::Problem;
 use pipedoc_model::step::InputSource;
-use pipedoc_proto::v1::pipeline_control_client::PipelineControlClient;
-use pipedoc_proto::v1::{self, ApplyRequest};
+use pipedoc_proto::v1;
 
-use crate::args::{ApplyArgs, OutputFormat, PlanArgs};
+use crate::args::{OutputFormat, PlanArgs};
 use crate::show::{say, tell};
-use crate::{connect, load, modules, show};
+use crate::{load, modules, show};
 
 /// Runs `plan`.
 pub fn main(args: PlanArgs, output: OutputFormat) -> anyhow::Result<ExitCode> {
@@ -63,39 +61,6 @@ pub fn main(args: PlanArgs, output: OutputFormat) -> anyhow::Result<ExitCode> {
 
 fn list(names: &[String]) -> String {
     if names.is_empty() { "-".into() } else { names.join(", ") }
-}
-
-/// Runs `apply`.
-pub async fn apply(args: ApplyArgs, output: OutputFormat) -> anyhow::Result<ExitCode> {
-    let file = load::read(&args.pipeline)?;
-    // Nothing is filled in from the current folder: what is applied runs elsewhere.
-    let variables: HashMap<_, _> = args.variables.into_iter().collect();
-    let request = ApplyRequest {
-        text: file.text,
-        file: file.path.display().to_string(),
-        variables,
-        dry_run: args.dry_run,
-        expected_revision: 0,
-    };
-    let mut client = PipelineControlClient::new(connect::engine(&args.engine.engine).await?);
-    let answer = client.apply(request).await.map_err(connect::said)?.into_inner();
-    for warning in &answer.warnings {
-        tell!("warning: {}", problem(warning));
-    }
-    if !answer.accepted {
-        return Err(Problems(answer.errors.iter().map(problem).collect()).into());
-    }
-    match output {
-        OutputFormat::Json => say!(
-            "{}",
-            serde_json::json!({"pipeline": answer.pipeline, "revision": answer.revision, "generation": answer.generation, "dry_run": args.dry_run})
-        ),
-        OutputFormat::Text if args.dry_run => say!("pipeline {} is good; nothing was changed", answer.pipeline),
-        OutputFormat::Text => {
-            say!("pipeline {} is revision {} (generation {})", answer.pipeline, answer.revision, answer.generation);
-        }
-    }
-    Ok(ExitCode::SUCCESS)
 }
 
 /// A problem as the engine sent it.

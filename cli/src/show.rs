@@ -32,13 +32,19 @@ pub fn aside(text: &str) {
 
 /// Prints a table: columns as wide as their widest cell, the last one as it is.
 pub fn table(heads: &[&str], rows: &[Vec<String>]) {
+    line(table_text(heads, rows).trim_end());
+}
+
+/// A table as text, each row with its line feed.
+pub fn table_text(heads: &[&str], rows: &[Vec<String>]) -> String {
     let mut widths: Vec<usize> = heads.iter().map(|head| head.chars().count()).collect();
     for row in rows {
         for (width, cell) in widths.iter_mut().zip(row) {
             *width = (*width).max(cell.chars().count());
         }
     }
-    let row = |cells: Vec<&str>| {
+    let mut table = String::new();
+    let mut row = |cells: Vec<&str>| {
         let last = cells.len().saturating_sub(1);
         let mut text = String::new();
         for (n, (cell, width)) in cells.iter().zip(&widths).enumerate() {
@@ -47,12 +53,14 @@ pub fn table(heads: &[&str], rows: &[Vec<String>]) {
                 text.push_str(&" ".repeat(width.saturating_sub(cell.chars().count()) + 2));
             }
         }
-        self::line(text.trim_end());
+        table.push_str(text.trim_end());
+        table.push('\n');
     };
     row(heads.to_vec());
     for cells in rows {
         row(cells.iter().map(String::as_str).collect());
     }
+    table
 }
 
 /// The first line of a text, cut to `width` characters.

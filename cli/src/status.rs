@@ -30,7 +30,10 @@ fn print(status: &StatusResponse) {
         say!("problem: {}", plan::problem(problem));
     }
     for pipeline in &status.pipelines {
-        say!("\npipeline {}, revision {}", pipeline.pipeline, pipeline.revision);
+        match pipeline.revision {
+            0 => say!("\npipeline {}, not in the configuration: instances still run it", pipeline.pipeline),
+            revision => say!("\npipeline {}, revision {revision}", pipeline.pipeline),
+        }
         let rows: Vec<_> = pipeline
             .steps
             .iter()

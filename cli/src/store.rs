@@ -66,10 +66,10 @@ impl StoreArgs {
                 Err(error) if wait.is_some_and(|wait| since.elapsed() >= wait) => {
                     return Err(anyhow::Error::new(error).context("Consul cannot be used; giving up after --wait"));
                 }
-                Err(error) => {
+                Err(_) => {
+                    // What is wrong with it is told in the log.
                     if !std::mem::replace(&mut told, true) {
-                        let reason = pipedoc_model::problem::chain(&error);
-                        crate::show::tell!("waiting for Consul at {address}: {reason}");
+                        crate::show::tell!("waiting for Consul at {address}");
                     }
                     tokio::time::sleep(AGAIN).await;
                 }

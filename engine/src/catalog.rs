@@ -2,20 +2,27 @@
 //!
 //! Knows how values are named and written; decides nothing.
 
+mod revision;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use pipedoc_model::names::{Generation, ModuleName, PipelineName, StepName};
-use pipedoc_model::plan::{Controls, hash_of};
+use pipedoc_model::plan::Controls;
 use pipedoc_model::registry::ModuleInfo;
 use pipedoc_model::step::ControlState;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+pub use self::revision::{Made, Revision, Road};
 use crate::store::{Error, Expected, Key, Lease, Result, Store, Value, Version};
 
 /// So many revisions of a pipeline are kept.
 pub const KEPT_REVISIONS: usize = 50;
+
+/// Version of what this version of PipeDoc writes into a store. A head of a higher
+/// one is left alone: whoever changes the form of any value raises it.
+const FORMAT: u32 = 1;
 
 /// The one value that says what is to run. Whoever changes it makes its
 /// generation greater.
@@ -23,8 +30,15 @@ pub const KEPT_REVISIONS: usize = 50;
 pub struct Head {
     /// Counts the changes; only grows.
     pub generation: Generation,
+    /// Random, made with a store's first head and kept since: when a store has lost
+    /// its data, numbers begin anew, and what was read before it stands for nothing.
+    #[serde(default)]
+    pub born: String,
     /// Current revision of each pipeline.
     pub pipelines: BTreeMap<PipelineName, u64>,
+    /// Pipelines that were deleted and have not come back.
+    #[serde(default)]
+    pub deleted: BTreeMap<PipelineName, Deleted>,
     /// Current wishes of operators for each pipeline; none: all of it runs.
     #[serde(default)]
     pub controls: BTreeMap<PipelineName, u64>,
@@ -33,42 +47,46 @@ pub struct Head {
     pub modules: BTreeMap<ModuleName, u64>,
 }
 
+impl Head {
+    /// The revision that the next one of a pipeline replaces; of a deleted pipeline
+    /// its last one; 0: none.
+    #[must_use]
+    pub fn last_revision(&self, pipeline: &PipelineName) -> u64 {
+        let deleted = || self.deleted.get(pipeline).map(|deleted| deleted.revision);
+        self.pipelines.get(pipeline).copied().or_else(deleted).unwrap_or(0)
+    }
+}
+
+/// What is known of a pipeline that was deleted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Deleted {
+    /// Its last revision, which stays.
+    pub revision: u64,
+    /// When, in milliseconds since the Unix epoch.
+    pub at: i64,
+    /// Who did it, as they said; empty when nobody said.
+    pub by: String,
+}
+
+/// What every version of PipeDoc can read of a head.
+#[derive(Deserialize)]
+struct Stamp {
+    format: u32,
+}
+
+/// A head as it is written.
+#[derive(Serialize, Deserialize)]
+struct Written<T> {
+    format: u32,
+    head: T,
+}
+
 /// A head with its version.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CurrentHead {
     /// The head.
     pub head: Head,
     version: Version,
-}
-
-/// A pipeline as it was applied once. Never changes.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Revision {
-    /// The text, byte for byte.
-    pub text: String,
-    /// File or key that it came from, for messages.
-    pub file: String,
-    /// Values of its variables.
-    pub variables: BTreeMap<String, String>,
-    /// SHA-256 of the text, in hex.
-    pub hash: String,
-    /// When it was made, in milliseconds since the Unix epoch.
-    pub applied_at: i64,
-}
-
-impl Revision {
-    /// A revision of a text, made at `applied_at`.
-    #[must_use]
-    pub fn new(text: String, file: String, variables: BTreeMap<String, String>, applied_at: i64) -> Self {
-        let hash = hash_of(&text);
-        Self { text, file, variables, hash, applied_at }
-    }
-
-    /// Whether both say the same.
-    #[must_use]
-    pub fn same_as(&self, other: &Self) -> bool {
-        self.hash == other.hash && self.variables == other.variables
-    }
 }
 
 /// What operators want of a pipeline. Never changes; a new wish is a new one.
@@ -145,11 +163,17 @@ impl Catalog {
     /// The head; `None` when there is none, which means "no news".
     ///
     /// # Errors
-    /// When the store cannot be read.
+    /// When the store cannot be read; [`Error::TooNew`] when a newer version of
+    /// PipeDoc wrote the head.
     pub async fn head(&self) -> Result<Option<CurrentHead>> {
         let key = head_key();
         let Some(value) = self.0.get(&key).await? else { return Ok(None) };
-        Ok(Some(CurrentHead { head: read(&key, &value.text)?, version: value.version }))
+        let Stamp { format } = read(&key, &value.text)?;
+        if format > FORMAT {
+            return Err(Error::TooNew { key, found: format, known: FORMAT });
+        }
+        let written: Written<Head> = read(&key, &value.text)?;
+        Ok(Some(CurrentHead { head: written.head, version: value.version }))
     }
 
     /// Puts a head in the place of `current`. A leader's write carries its lease.
@@ -163,24 +187,31 @@ impl Catalog {
         if current.is_none() {
             self.0.make_inbox().await?;
         }
-        self.0.put(&head_key(), &write(&head_key(), next)?, expected, lease).await.map(drop)
+        let text = write(&head_key(), &Written { format: FORMAT, head: next })?;
+        self.0.put(&head_key(), &text, expected, lease).await.map(drop)
     }
 
-    /// Writes a revision and gives its number; the newest one's when that says the
-    /// same already: another engine may be about to name it in the head. Old ones
-    /// beyond [`KEPT_REVISIONS`] are removed.
+    /// Writes a revision and gives its number; the newest one's when that is the same
+    /// already: another engine may be about to name it in the head.
+    ///
+    /// # Errors
+    /// When the store cannot be written; [`Error::TooLarge`] when it cannot hold it.
+    pub async fn add_revision(&self, pipeline: &PipelineName, revision: &Revision) -> Result<u64> {
+        let same = |newest: &Revision| newest.repeats(revision);
+        self.add(Kind::Revision, pipeline.as_str(), revision, same).await
+    }
+
+    /// Removes the revisions beyond the newest [`KEPT_REVISIONS`], but never `current`.
     ///
     /// # Errors
     /// When the store cannot be written.
-    pub async fn add_revision(&self, pipeline: &PipelineName, revision: &Revision) -> Result<u64> {
-        let same = |newest: &Revision| newest.same_as(revision);
-        let number = self.add(Kind::Revision, pipeline.as_str(), revision, same).await?;
+    pub async fn forget_old_revisions(&self, pipeline: &PipelineName, current: u64) -> Result<()> {
         let numbers = self.numbers(Kind::Revision, pipeline.as_str()).await?;
         let old = numbers.len().saturating_sub(KEPT_REVISIONS);
-        for number in &numbers[..old] {
+        for number in numbers[..old].iter().filter(|number| **number != current) {
             self.0.remove(&numbered(Kind::Revision, pipeline.as_str(), *number), None).await?;
         }
-        Ok(number)
+        Ok(())
     }
 
     /// A revision.
@@ -191,12 +222,26 @@ impl Catalog {
         self.find(Kind::Revision, pipeline.as_str(), number).await
     }
 
-    /// Numbers of the revisions kept, oldest first.
+    /// The revisions kept that led to `last`, that one first, each after the one that
+    /// replaced it. One that lost a race to become the current one is not among them.
     ///
     /// # Errors
     /// When the store cannot be read.
-    pub async fn revisions(&self, pipeline: &PipelineName) -> Result<Vec<u64>> {
-        self.numbers(Kind::Revision, pipeline.as_str()).await
+    pub async fn history(&self, pipeline: &PipelineName, last: u64) -> Result<Vec<(u64, Revision)>> {
+        let prefix = Key::new(&[Kind::Revision.prefix(), pipeline.as_str()]);
+        let mut kept = BTreeMap::new();
+        for (number, value) in self.0.read_all(&prefix).await? {
+            let key = Key::new(&[prefix.as_str(), &number]);
+            let Ok(number) = number.parse::<u64>() else { continue };
+            kept.insert(number, Revision::from_text(&value.text).map_err(|error| unreadable(&key, error))?);
+        }
+        let mut history = Vec::new();
+        let mut next = last;
+        while let Some(revision) = kept.remove(&next) {
+            let number = std::mem::replace(&mut next, revision.made.replaces);
+            history.push((number, revision));
+        }
+        Ok(history)
     }
 
     /// Writes wishes and gives their number; the newest ones' when those are the same.
@@ -205,6 +250,14 @@ impl Catalog {
     /// When the store cannot be written.
     pub async fn add_wishes(&self, pipeline: &PipelineName, wishes: &Wishes) -> Result<u64> {
         self.add(Kind::Wishes, pipeline.as_str(), wishes, |newest| newest == wishes).await
+    }
+
+    /// Number of the newest wishes; none: nobody had any.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub async fn newest_wishes(&self, pipeline: &PipelineName) -> Result<Option<u64>> {
+        Ok(self.numbers(Kind::Wishes, pipeline.as_str()).await?.last().copied())
     }
 
     /// Operators' wishes.
@@ -275,13 +328,7 @@ impl Catalog {
         self.0.remove(&note_key(entry), Some(lease)).await
     }
 
-    async fn add<T: Serialize + DeserializeOwned>(
-        &self,
-        kind: Kind,
-        name: &str,
-        value: &T,
-        same: impl Fn(&T) -> bool,
-    ) -> Result<u64> {
+    async fn add<T: Form>(&self, kind: Kind, name: &str, value: &T, same: impl Fn(&T) -> bool) -> Result<u64> {
         loop {
             let newest = self.numbers(kind, name).await?.last().copied();
             if let Some(newest) = newest
@@ -291,7 +338,8 @@ impl Catalog {
             }
             let number = newest.unwrap_or(0) + 1;
             let key = numbered(kind, name, number);
-            match self.0.put(&key, &write(&key, value)?, Expected::Absent, None).await {
+            let text = value.to_text().map_err(|error| unreadable(&key, error))?;
+            match self.0.put(&key, &text, Expected::Absent, None).await {
                 Ok(_) => return Ok(number),
                 // Another engine was first with this number.
                 Err(Error::Conflict { .. }) => {}
@@ -300,9 +348,10 @@ impl Catalog {
         }
     }
 
-    async fn find<T: DeserializeOwned>(&self, kind: Kind, name: &str, number: u64) -> Result<Option<T>> {
+    async fn find<T: Form>(&self, kind: Kind, name: &str, number: u64) -> Result<Option<T>> {
         let key = numbered(kind, name, number);
-        self.0.get(&key).await?.map(|value| read(&key, &value.text)).transpose()
+        let Some(value) = self.0.get(&key).await? else { return Ok(None) };
+        T::from_text(&value.text).map(Some).map_err(|error| unreadable(&key, error))
     }
 
     async fn numbers(&self, kind: Kind, name: &str) -> Result<Vec<u64>> {
@@ -325,10 +374,50 @@ fn numbered(kind: Kind, name: &str, number: u64) -> Key {
     Key::new(&[kind.prefix(), name, &number.to_string()])
 }
 
+/// How a value that is written once is written.
+trait Form: Sized {
+    fn to_text(&self) -> serde_json::Result<String>;
+    fn from_text(text: &str) -> serde_json::Result<Self>;
+}
+
+impl Form for Revision {
+    fn to_text(&self) -> serde_json::Result<String> {
+        Self::to_text(self)
+    }
+
+    fn from_text(text: &str) -> serde_json::Result<Self> {
+        Self::from_text(text)
+    }
+}
+
+impl Form for Wishes {
+    fn to_text(&self) -> serde_json::Result<String> {
+        serde_json::to_string(self)
+    }
+
+    fn from_text(text: &str) -> serde_json::Result<Self> {
+        serde_json::from_str(text)
+    }
+}
+
+impl Form for ModuleInfo {
+    fn to_text(&self) -> serde_json::Result<String> {
+        serde_json::to_string(self)
+    }
+
+    fn from_text(text: &str) -> serde_json::Result<Self> {
+        serde_json::from_str(text)
+    }
+}
+
 fn read<T: DeserializeOwned>(key: &Key, text: &str) -> Result<T> {
-    serde_json::from_str(text).map_err(|error| Error::Unreadable { key: key.clone(), source: Arc::new(error) })
+    serde_json::from_str(text).map_err(|error| unreadable(key, error))
 }
 
 fn write(key: &Key, value: &impl Serialize) -> Result<String> {
-    serde_json::to_string(value).map_err(|error| Error::Unreadable { key: key.clone(), source: Arc::new(error) })
+    serde_json::to_string(value).map_err(|error| unreadable(key, error))
+}
+
+fn unreadable(key: &Key, error: serde_json::Error) -> Error {
+    Error::Unreadable { key: key.clone(), source: Arc::new(error) }
 }

@@ -1,25 +1,31 @@
-//! Changes the head: what is applied, taken, removed and registered ends here.
+//! Changes the head: what is applied, deleted, taken and registered ends here.
 //!
 //! Every change reads the head, makes the next one and puts it in its place by
 //! check-and-set; whoever was slower looks again. Texts and registrations are
 //! written before the head that names them.
 
+mod leader;
+mod modules;
+
+use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
-use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 use pipedoc_model::names::{ClusterName, Generation, ModuleName, PipelineName};
-use pipedoc_model::pipeline;
+use pipedoc_model::pipeline::{self, PipelineConfig};
 use pipedoc_model::plan::{Controls, plan};
 use pipedoc_model::problem::{Problem, Problems};
-use pipedoc_model::registry::ModuleInfo;
+use pipedoc_model::registry::{ModuleInfo, Modules};
 use pipedoc_transport::log::Log;
 
-use crate::catalog::{Catalog, CurrentHead, Head, Revision};
-use crate::snapshot::Reader;
-use crate::store::{self, Error, Lease};
+use crate::backlog;
+use crate::catalog::{Catalog, CurrentHead, Deleted, Head, Made, Revision, Road};
+use crate::store::{self, Error};
 use crate::topics;
+
+/// How callers give up on what waits for a step.
+const ABANDON: &str = "give them up with --abandon (they stay in its topic)";
 
 /// Changes the head.
 pub(crate) struct Editor {
@@ -41,23 +47,45 @@ pub(crate) struct Proposal {
     /// Name of the file it came from; may be empty.
     pub(crate) file: String,
     pub(crate) variables: BTreeMap<String, String>,
+    pub(crate) road: Road,
     /// Only look; write nothing.
     pub(crate) dry_run: bool,
+    pub(crate) terms: Terms,
 }
 
-/// A proposal that was taken.
+/// Under which circumstances somebody wants a change.
+#[derive(Debug, Clone)]
+pub(crate) struct Terms {
+    /// Revision that must be the current one; 0: none; not given: whatever is there.
+    pub(crate) expected: Option<u64>,
+    /// Also when records are left behind.
+    pub(crate) abandon: bool,
+    /// Who wants it, as they say.
+    pub(crate) by: String,
+}
+
+/// A proposal that was taken, or a pipeline that was deleted.
 #[derive(Debug)]
 pub(crate) struct Applied {
     pub(crate) pipeline: PipelineName,
+    /// The current revision; of a deleted pipeline its last one.
     pub(crate) revision: u64,
     pub(crate) generation: Generation,
     pub(crate) warnings: Vec<Problem>,
 }
 
-/// A proposal that was not taken.
+/// A change that was not made.
 #[derive(Debug)]
 pub(crate) enum NotApplied {
     Refused(Problems),
+    /// Another revision is the current one than was expected.
+    Conflict {
+        pipeline: PipelineName,
+        expected: u64,
+        current: Option<(u64, Revision)>,
+    },
+    /// There is no such pipeline; those there are.
+    Unknown(Vec<PipelineName>),
     Store(Error),
 }
 
@@ -85,6 +113,106 @@ impl Editor {
         *self.reported.lock()
     }
 
+    /// Validates a text and makes it the newest revision of its pipeline. A text
+    /// that is the current revision's is taken and changes nothing, whatever was
+    /// expected: a caller who never heard the answer may ask again.
+    pub(crate) async fn apply(&self, proposal: Proposal, now: i64) -> Result<Applied, NotApplied> {
+        loop {
+            let current = self.catalog.head().await?;
+            let head = current.as_ref().map(|current| &current.head);
+            let Proposal { text, file, variables, road, dry_run, terms } = &proposal;
+            let modules = self.modules(head).await?;
+            let mut parsed = pipeline::parse(text, file, variables, &modules, false).map_err(NotApplied::Refused)?;
+            let name = parsed.config.name.clone();
+            let replaces = head.map_or(0, |head| head.last_revision(&name));
+            let made = Made { at: now, by: terms.by.clone(), road: *road, replaces };
+            let revision =
+                Revision::new(text.clone(), file.clone(), variables.clone(), parsed.config.steps.len(), made);
+            let known = self.current_revision(head, &name).await?;
+            let generation = head.map_or(Generation(0), |head| head.generation);
+            if let Some((number, _)) = known.as_ref().filter(|(_, known)| known.same_as(&revision)) {
+                return Ok(Applied { pipeline: name, revision: *number, generation, warnings: parsed.warnings });
+            }
+            check_expected(&name, terms.expected, known.as_ref())?;
+            self.check_topics(&parsed.config, file).await.map_err(NotApplied::Refused)?;
+            if let Some((_, known)) = known.as_ref().filter(|_| !terms.abandon) {
+                self.check_backlog(known, Some(&parsed.config), ABANDON).await.map_err(NotApplied::Refused)?;
+            }
+            parsed.warnings.extend(self.growth(&parsed.config, file).await);
+            if *dry_run {
+                let revision = known.map_or(0, |(number, _)| number);
+                return Ok(Applied { pipeline: name, revision, generation, warnings: parsed.warnings });
+            }
+            let number = self.catalog.add_revision(&name, &revision).await.map_err(|error| too_large(error, file))?;
+            let mut next = self.next(current.as_ref()).await?;
+            next.pipelines.insert(name.clone(), number);
+            next.deleted.remove(&name);
+            match self.catalog.set_head(current.as_ref(), &next, None).await {
+                Ok(()) => {
+                    tracing::info!(pipeline = %name, revision = number, generation = %next.generation, ?road, by = terms.by, "applied");
+                    self.forget_old_revisions(&name, number).await;
+                    let warnings = parsed.warnings;
+                    return Ok(Applied { pipeline: name, revision: number, generation: next.generation, warnings });
+                }
+                Err(Error::Conflict { .. }) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Removes a pipeline from the head. Its topics, revisions and what is left in the
+    /// inbox are not touched here.
+    pub(crate) async fn delete(&self, name: &PipelineName, terms: &Terms, now: i64) -> Result<Applied, NotApplied> {
+        loop {
+            let current = self.catalog.head().await?;
+            let head = current.as_ref().map(|current| &current.head);
+            let Some((revision, known)) = self.current_revision(head, name).await? else {
+                return Err(NotApplied::Unknown(head.iter().flat_map(|head| head.pipelines.keys().cloned()).collect()));
+            };
+            check_expected(name, terms.expected, Some(&(revision, known.clone())))?;
+            if !terms.abandon {
+                self.check_backlog(&known, None, ABANDON).await.map_err(NotApplied::Refused)?;
+            }
+            let mut next = self.next(current.as_ref()).await?;
+            remove(&mut next, name, now, &terms.by);
+            match self.catalog.set_head(current.as_ref(), &next, None).await {
+                Ok(()) => {
+                    let generation = next.generation;
+                    tracing::info!(pipeline = %name, revision, %generation, by = terms.by, "deleted; its topics stay");
+                    return Ok(Applied { pipeline: name.clone(), revision, generation, warnings: Vec::new() });
+                }
+                Err(Error::Conflict { .. }) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Refuses a pipeline whose topics cannot be what it needs. A log that cannot
+    /// be asked now is no reason: topics are ensured again before anything runs.
+    pub(crate) async fn check_topics(&self, config: &PipelineConfig, file: &str) -> Result<(), Problems> {
+        let plan = plan(&self.cluster, std::slice::from_ref(config), &Controls::default());
+        let unfit = topics::check(self.log.as_ref(), &plan).await.unwrap_or_default();
+        if unfit.is_empty() {
+            return Ok(());
+        }
+        let problem =
+            |unfit: topics::Unfit| Problem { file: file.to_owned(), message: unfit.to_string(), ..Problem::default() };
+        Err(Problems(unfit.into_iter().map(problem).collect()))
+    }
+
+    /// Refuses to let steps go for which records wait.
+    pub(crate) async fn check_backlog(
+        &self,
+        now: &Revision,
+        then: Option<&PipelineConfig>,
+        remedy: &str,
+    ) -> Result<(), Problems> {
+        // Without modules: it was good once.
+        let now = pipeline::parse(&now.text, &now.file, &now.variables, &Modules::new(), false)?.config;
+        let problems = backlog::left_behind(self.log.as_ref(), &self.cluster, &now, then, remedy).await;
+        if problems.is_empty() { Ok(()) } else { Err(Problems(problems)) }
+    }
+
     /// The next head after `current`: the same with a greater generation.
     async fn next(&self, current: Option<&CurrentHead>) -> store::Result<Head> {
         let mut next = match current {
@@ -98,149 +226,31 @@ impl Editor {
                         lost.insert(self.catalog.add_module(&info).await?);
                     }
                 }
-                Head { modules, ..Head::default() }
+                Head { born: uuid::Uuid::new_v4().to_string(), modules, ..Head::default() }
             }
         };
         next.generation = Generation(next.generation.max(self.reported()).0 + 1);
         Ok(next)
     }
 
-    /// Validates a text and makes it the newest revision of its pipeline.
-    pub(crate) async fn apply(&self, proposal: Proposal, now: i64) -> Result<Applied, NotApplied> {
-        let mut reader = Reader::new(self.catalog.clone());
-        let mut written = None;
-        loop {
-            let current = self.catalog.head().await?;
-            let facts = reader.facts(current.as_ref().map(|current| &current.head)).await?;
-            let Proposal { text, file, variables, dry_run } = &proposal;
-            let mut parsed =
-                pipeline::parse(text, file, variables, &facts.modules, false).map_err(NotApplied::Refused)?;
-            self.check_topics(&parsed.config, file).await.map_err(NotApplied::Refused)?;
-            parsed.warnings.extend(self.growth(&parsed.config, file).await);
-            let name = parsed.config.name;
-            let revision = Revision::new(text.clone(), file.clone(), variables.clone(), now);
-            let known = facts.revisions.get(&name);
-            let generation = current.as_ref().map_or(Generation(0), |current| current.head.generation);
-            let same = known.is_some_and(|(_, known)| known.same_as(&revision));
-            if same || *dry_run {
-                let revision = known.map_or(0, |(number, _)| *number);
-                return Ok(Applied { pipeline: name, revision, generation, warnings: parsed.warnings });
-            }
-            let number = match written {
-                Some(number) => number,
-                None => *written.insert(self.catalog.add_revision(&name, &revision).await?),
-            };
-            let mut next = self.next(current.as_ref()).await?;
-            next.pipelines.insert(name.clone(), number);
-            match self.catalog.set_head(current.as_ref(), &next, None).await {
-                Ok(()) => {
-                    tracing::info!(pipeline = %name, revision = number, generation = %next.generation, "applied");
-                    let warnings = parsed.warnings;
-                    return Ok(Applied { pipeline: name, revision: number, generation: next.generation, warnings });
-                }
-                Err(Error::Conflict { .. }) => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
-    }
-
-    /// Makes revisions of texts that were validated against `current`, removes
-    /// pipelines, and gives the revisions' numbers.
-    ///
-    /// A leader's duty. Fails with a conflict when the head is another one by now.
-    pub(crate) async fn take(
+    async fn current_revision(
         &self,
-        current: Option<&CurrentHead>,
-        takes: &[(PipelineName, &Revision)],
-        removals: &BTreeSet<PipelineName>,
-        lease: &Lease,
-    ) -> store::Result<Vec<u64>> {
-        let mut next = self.next(current).await?;
-        let mut numbers = Vec::with_capacity(takes.len());
-        for name in removals {
-            next.pipelines.remove(name);
-            next.controls.remove(name);
-        }
-        for (name, revision) in takes {
-            let number = self.catalog.add_revision(name, revision).await?;
-            next.pipelines.insert(name.clone(), number);
-            numbers.push(number);
-        }
-        self.catalog.set_head(current, &next, Some(lease)).await?;
-        for ((pipeline, revision), number) in takes.iter().zip(&numbers) {
-            tracing::info!(%pipeline, revision = number, file = revision.file, generation = %next.generation, "taken from the inbox");
-        }
-        for pipeline in removals {
-            tracing::info!(%pipeline, generation = %next.generation, "removed; its topics stay");
-        }
-        Ok(numbers)
+        head: Option<&Head>,
+        name: &PipelineName,
+    ) -> store::Result<Option<(u64, Revision)>> {
+        let Some(number) = head.and_then(|head| head.pipelines.get(name).copied()) else { return Ok(None) };
+        Ok(self.catalog.revision(name, number).await?.map(|revision| (number, revision)))
     }
 
-    /// Makes a head above what instances remember of an earlier one. A leader's duty.
-    pub(crate) async fn raise(&self, current: &CurrentHead, lease: &Lease) -> store::Result<()> {
-        let next = self.next(Some(current)).await?;
-        tracing::warn!(from = %current.head.generation, to = %next.generation,
-            "instances remember a newer generation than the store; going on above it");
-        self.catalog.set_head(Some(current), &next, Some(lease)).await
-    }
-
-    /// Takes a module's registration in when it is new or another one. Older
-    /// versions than the known one change nothing. Tells whether anything did.
-    pub(crate) async fn register(&self, info: &ModuleInfo) -> store::Result<bool> {
-        self.registered.lock().insert(info.module.clone(), info.clone());
-        let mut written = None;
-        loop {
-            let current = self.catalog.head().await?;
-            let known = match &current {
-                Some(current) => current.head.modules.get(&info.module).copied(),
-                None => self.catalog.newest_modules().await?.get(&info.module).copied(),
-            };
-            if let Some(number) = known
-                && let Some(known) = self.catalog.module(&info.module, number).await?
-                && (known == *info || precedence(&known.version) > precedence(&info.version))
-            {
-                return Ok(false);
-            }
-            let number = match written {
-                Some(number) => number,
-                None => *written.insert(self.catalog.add_module(info).await?),
-            };
-            let Some(current) = current else {
-                if self.catalog.head().await?.is_some() {
-                    // Made meanwhile, perhaps by somebody who did not find the registration yet.
-                    continue;
-                }
-                // No head is no news; whoever makes one finds the registration.
-                return Ok(true);
-            };
-            let mut next = self.next(Some(&current)).await?;
-            next.modules.insert(info.module.clone(), number);
-            match self.catalog.set_head(Some(&current), &next, None).await {
-                Ok(()) => {
-                    tracing::info!(module = %info.module, version = info.version, generation = %next.generation, "registered");
-                    return Ok(true);
-                }
-                Err(Error::Conflict { .. }) => {}
-                Err(error) => return Err(error),
-            }
+    async fn forget_old_revisions(&self, name: &PipelineName, current: u64) {
+        // The next change tries again.
+        if let Err(error) = self.catalog.forget_old_revisions(name, current).await {
+            tracing::debug!(pipeline = %name, %error, "old revisions are not removed yet");
         }
-    }
-
-    /// Refuses a pipeline whose topics cannot be what it needs. A log that cannot
-    /// be asked now is no reason: topics are ensured again before anything runs.
-    pub(crate) async fn check_topics(&self, config: &pipeline::PipelineConfig, file: &str) -> Result<(), Problems> {
-        let plan = plan(&self.cluster, std::slice::from_ref(config), &Controls::default());
-        let unfit = topics::check(self.log.as_ref(), &plan).await.unwrap_or_default();
-        if unfit.is_empty() {
-            return Ok(());
-        }
-        let problem =
-            |unfit: topics::Unfit| Problem { file: file.to_owned(), message: unfit.to_string(), ..Problem::default() };
-        Err(Problems(unfit.into_iter().map(problem).collect()))
     }
 
     /// A warning for each topic that gets more partitions: keys move then.
-    async fn growth(&self, config: &pipeline::PipelineConfig, file: &str) -> Vec<Problem> {
+    async fn growth(&self, config: &PipelineConfig, file: &str) -> Vec<Problem> {
         let plan = plan(&self.cluster, std::slice::from_ref(config), &Controls::default());
         // A log that does not answer is told of where the topics are made.
         let growing = topics::growing(self.log.as_ref(), &plan).await.unwrap_or_default();
@@ -250,23 +260,38 @@ impl Editor {
     }
 }
 
-/// Order of versions as semver has it, as far as it matters here: three numbers,
-/// and a pre-release before its release. What cannot be read comes first.
-fn precedence(version: &str) -> (u64, u64, u64, bool) {
-    let version = version.split('+').next().unwrap_or_default();
-    let (numbers, pre) = version.split_once('-').map_or((version, ""), |(numbers, pre)| (numbers, pre));
-    let mut numbers = numbers.split('.').map(|number| number.parse().unwrap_or(0));
-    let mut next = || numbers.next().unwrap_or(0);
-    (next(), next(), next(), pre.is_empty())
+fn remove(head: &mut Head, name: &PipelineName, at: i64, by: &str) {
+    head.controls.remove(name);
+    if let Some(revision) = head.pipelines.remove(name) {
+        head.deleted.insert(name.clone(), Deleted { revision, at, by: by.to_owned() });
+    }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::precedence;
-
-    #[test]
-    fn versions_are_ordered_as_semver_has_it() {
-        let rising = ["0.9.9", "0.10.0-rc1", "0.10.0", "1.0.0+build", "1.2.3"];
-        assert!(rising.windows(2).all(|pair| precedence(pair[0]) < precedence(pair[1])));
+fn check_expected(
+    pipeline: &PipelineName,
+    expected: Option<u64>,
+    current: Option<&(u64, Revision)>,
+) -> Result<(), NotApplied> {
+    let found = current.map_or(0, |(number, _)| *number);
+    match expected {
+        Some(expected) if expected != found => {
+            Err(NotApplied::Conflict { pipeline: pipeline.clone(), expected, current: current.cloned() })
+        }
+        _ => Ok(()),
     }
+}
+
+/// A text that no value can hold is refused as any other bad text.
+fn too_large(error: Error, file: &str) -> NotApplied {
+    match error {
+        Error::TooLarge { size, limit, .. } => NotApplied::Refused(Problems(vec![oversized(file, size, limit)])),
+        error => NotApplied::Store(error),
+    }
+}
+
+fn oversized(file: &str, size: usize, limit: usize) -> Problem {
+    let message = format!(
+        "the pipeline is {size} bytes long, its variables included; the store holds at most {limit} bytes in a value: split it in two, or shorten it"
+    );
+    Problem { file: file.to_owned(), message, ..Problem::default() }
 }

@@ -1,12 +1,12 @@
 //! An engine: everything it holds, and what callers can ask of it.
 
-use std::collections::{BTreeMap, HashMap};
+mod pipelines;
+
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use pipedoc_model::names::{ClusterName, PipelineName};
-use pipedoc_model::pipeline;
-use pipedoc_model::registry::Modules;
+use pipedoc_model::names::ClusterName;
 use pipedoc_proto::v1;
 use pipedoc_transport::log::Log;
 use pipedoc_transport::objects::Objects;
@@ -16,13 +16,12 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use tonic::transport::server::TcpIncoming;
 
-use crate::catalog::{Catalog, Revision};
-use crate::clock;
-use crate::editor::{Editor, NotApplied, Proposal};
+use crate::catalog::Catalog;
+use crate::editor::Editor;
 use crate::error::Error;
 use crate::grpc;
 use crate::intake::Intake;
-use crate::reconcile::{self, Reconciler};
+use crate::reconcile::Reconciler;
 use crate::sessions::Sessions;
 use crate::status;
 use crate::store::{Candidate, Leadership, Store};
@@ -141,84 +140,6 @@ impl Engine {
         served
     }
 
-    /// Makes a text its pipeline's newest revision, or says everything against it.
-    /// Returns when the plan that follows is published, or after 5 s.
-    ///
-    /// # Errors
-    /// When the request asks for what is not supported, or the store cannot be used.
-    pub async fn apply(&self, request: v1::ApplyRequest) -> Result<v1::ApplyResponse, Error> {
-        if request.expected_revision != 0 {
-            return Err(Error::NotSupported { field: "expected_revision" });
-        }
-        let proposal = Proposal {
-            text: request.text,
-            file: request.file,
-            variables: request.variables.into_iter().collect(),
-            dry_run: request.dry_run,
-        };
-        let applied = match self.0.editor.apply(proposal, clock::now_millis()).await {
-            Ok(applied) => applied,
-            Err(NotApplied::Store(error)) => return Err(error.into()),
-            Err(NotApplied::Refused(problems)) => {
-                let errors = problems.0.into_iter().map(status::problem).collect();
-                return Ok(v1::ApplyResponse { accepted: false, errors, ..v1::ApplyResponse::default() });
-            }
-        };
-        if !request.dry_run {
-            self.nudge();
-            let mut view = self.view();
-            if !reconcile::wait_for(&mut view, applied.generation, PLANNED_WITHIN).await {
-                tracing::warn!(pipeline = %applied.pipeline, "applied, but not planned yet; status tells why");
-            }
-        }
-        Ok(v1::ApplyResponse {
-            accepted: true,
-            pipeline: applied.pipeline.to_string(),
-            revision: applied.revision,
-            generation: applied.generation.0,
-            errors: Vec::new(),
-            warnings: applied.warnings.into_iter().map(status::problem).collect(),
-        })
-    }
-
-    /// A pipeline as it was applied.
-    ///
-    /// # Errors
-    /// When there is none of the name, or the store cannot be read.
-    pub async fn get(&self, request: v1::GetRequest) -> Result<v1::GetResponse, Error> {
-        if request.revision != 0 {
-            return Err(Error::NotSupported { field: "revision" });
-        }
-        let mut current = self.current().await?;
-        let Some((name, (number, revision))) = current.remove_entry(request.pipeline.as_str()) else {
-            let known = current.keys().map(ToString::to_string).collect();
-            return Err(Error::UnknownPipeline { found: request.pipeline, known });
-        };
-        let variables = HashMap::from_iter(revision.variables);
-        Ok(v1::GetResponse { pipeline: name.to_string(), revision: number, text: revision.text, variables })
-    }
-
-    /// The pipelines.
-    ///
-    /// # Errors
-    /// When the store cannot be read.
-    pub async fn list(&self) -> Result<v1::ListResponse, Error> {
-        let summary = |(name, (number, revision)): (PipelineName, (u64, Revision))| {
-            let none = Modules::new();
-            let parsed = pipeline::parse(&revision.text, &revision.file, &revision.variables, &none, false);
-            v1::PipelineSummary {
-                pipeline: name.to_string(),
-                revision: number,
-                steps: parsed.map_or(0, |parsed| u32::try_from(parsed.config.steps.len()).unwrap_or(u32::MAX)),
-                applied_at: Some(prost_types::Timestamp {
-                    seconds: revision.applied_at.div_euclid(1000),
-                    nanos: i32::try_from(revision.applied_at.rem_euclid(1000) * 1_000_000).unwrap_or(0),
-                }),
-            }
-        };
-        Ok(v1::ListResponse { pipelines: self.current().await?.into_iter().map(summary).collect() })
-    }
-
     /// How everything is doing, or only one pipeline when `pipeline` is not empty.
     ///
     /// # Errors
@@ -234,7 +155,14 @@ impl Engine {
             })?),
         };
         let instances = self.0.sessions.all();
-        Ok(status::status(&self.0.cluster, &view, &instances, self.0.log.as_ref(), only).await)
+        let mut status = status::status(&self.0.cluster, &view, &instances, self.0.log.as_ref(), only).await;
+        if let Leadership::Hindered(reason) = &*self.0.leadership.borrow() {
+            status.problems.push(v1::Problem {
+                message: format!("this engine can neither lead nor tell who does ({reason}); where no engine leads, edits of the configuration wait"),
+                ..v1::Problem::default()
+            });
+        }
+        Ok(status)
     }
 
     /// Puts documents into a step's input topic; a report for each.
@@ -285,17 +213,5 @@ impl Engine {
     /// Has all looked at soon.
     pub(crate) fn nudge(&self) {
         self.0.nudge.notify_one();
-    }
-
-    /// Current revisions, from the store.
-    async fn current(&self) -> Result<BTreeMap<PipelineName, (u64, Revision)>, Error> {
-        let mut current = BTreeMap::new();
-        let Some(head) = self.0.catalog.head().await? else { return Ok(current) };
-        for (name, number) in head.head.pipelines {
-            if let Some(revision) = self.0.catalog.revision(&name, number).await? {
-                current.insert(name, (number, revision));
-            }
-        }
-        Ok(current)
     }
 }

@@ -16,6 +16,24 @@ pub enum Error {
         /// The pipelines there are.
         known: Vec<String>,
     },
+    /// The pipeline has no such revision, or no longer.
+    #[error("pipeline {pipeline} has no revision {found}; {}", those(.kept))]
+    UnknownRevision {
+        /// The pipeline.
+        pipeline: PipelineName,
+        /// The revision.
+        found: u64,
+        /// Those that are kept, newest first.
+        kept: Vec<u64>,
+    },
+    /// There is nothing before the current revision.
+    #[error("pipeline {pipeline} has no revision before {current} to go back to")]
+    NothingBefore {
+        /// The pipeline.
+        pipeline: PipelineName,
+        /// Its current revision.
+        current: u64,
+    },
     /// No step of the pipeline has the name, or it takes no documents.
     #[error("pipeline {pipeline} has no step named {found:?} that takes documents; {}", known_names("step", .known))]
     UnknownStep {
@@ -58,6 +76,14 @@ pub enum Error {
 
 fn known_names(what: &str, known: &[String]) -> String {
     if known.is_empty() { format!("there is no such {what} yet") } else { format!("there are: {}", known.join(", ")) }
+}
+
+fn those(kept: &[u64]) -> String {
+    match kept {
+        [] => "none is kept".to_owned(),
+        [only] => format!("only {only} is kept"),
+        [newest, .., oldest] => format!("{oldest} to {newest} are kept; `pipedoc history` lists them"),
+    }
 }
 
 fn count(entrances: &[String]) -> String {

@@ -5,6 +5,7 @@
 //!               ├─ as noted and taken ─────────────────────────────▶ nothing
 //!               ├─ good ───────────────────────────────────────────▶ a revision
 //!               └─ bad ────────────────────────────────────────────▶ problems; what runs goes on
+//! entry as noted, but its pipeline was deleted ───────────────────────▶ the entry is removed
 //! entry gone for 5 s ──────────────────────────────────────────────▶ the pipeline is removed
 //! pipeline without an entry ───────────────────────────────────────▶ an entry is written
 //! ```
@@ -20,7 +21,7 @@ use pipedoc_model::pipeline::{self, Parsed};
 use pipedoc_model::plan::hash_of;
 use pipedoc_model::problem::{Problem, Problems};
 
-use crate::catalog::{Note, Revision};
+use crate::catalog::{Head, Made, Note, Revision, Road};
 use crate::snapshot::{Facts, Snapshot};
 use crate::store::InboxEntry;
 
@@ -41,6 +42,8 @@ pub(crate) struct Review {
     pub(crate) forgotten: BTreeSet<String>,
     /// Entries to write: name, pipeline.
     pub(crate) rewrites: Vec<(String, PipelineName)>,
+    /// Entries to remove, with the texts they hold: their pipelines were deleted.
+    pub(crate) leftovers: Vec<(String, String)>,
     /// What is wrong.
     pub(crate) problems: Vec<Problem>,
     /// When to look again, though nothing changes.
@@ -142,6 +145,13 @@ fn review_entry(
     };
     let hash = hash_of(text);
     let current = noted.as_ref().and_then(|name| snapshot.facts.revisions.get(name));
+    let head = snapshot.current.as_ref().map(|current| &current.head);
+    let deleted = |pipeline: &PipelineName| head.is_some_and(|head| head.deleted.contains_key(pipeline));
+    if note.is_some_and(|note| note.hash == hash) && noted.as_ref().is_some_and(deleted) {
+        // Not edited since: this is the last step of the deletion.
+        review.leftovers.push((entry.name.clone(), text.clone()));
+        return;
+    }
     if let (Some(note), Some(pipeline), Some((number, revision))) = (note, &noted, current)
         && note.hash == hash
         && owners.get(pipeline) == Some(&entry.name)
@@ -174,7 +184,10 @@ fn review_entry(
             if known.is_some_and(|(_, known)| known.hash == hash) {
                 review.notes.insert(entry.name.clone(), noted_now);
             } else {
-                let revision = Revision::new(text.clone(), entry.origin.clone(), values, now);
+                let replaces = head.map_or(0, |head: &Head| head.last_revision(&name));
+                let made = Made { at: now, by: String::new(), road: Road::Inbox, replaces };
+                let steps = parsed.config.steps.len();
+                let revision = Revision::new(text.clone(), entry.origin.clone(), values, steps, made);
                 review.takes.push((entry.name.clone(), name.clone(), revision));
             }
             // An entry that is another pipeline's now no longer holds its old one.

@@ -11,6 +11,7 @@
 //! but what they register, and nothing of the SDK.
 
 mod assignment;
+mod backlog;
 pub mod catalog;
 mod clock;
 pub mod consul;
@@ -21,12 +22,14 @@ mod grpc;
 mod inbox;
 mod intake;
 mod offload;
+mod prepared;
 mod reconcile;
 mod registration;
 mod sessions;
 mod snapshot;
 mod status;
 pub mod store;
+mod taking;
 pub mod topics;
 pub mod view;
 

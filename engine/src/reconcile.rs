@@ -14,23 +14,24 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use pipedoc_model::names::{ClusterName, Generation, PipelineName, Topic};
-use pipedoc_model::pipeline::{self, PipelineConfig};
-use pipedoc_model::plan::{self, Controls, Plan};
+use pipedoc_model::names::{ClusterName, Generation, Topic};
+use pipedoc_model::plan::join_topics;
 use pipedoc_model::problem::{Problem, Problems};
-use pipedoc_model::registry::Modules;
 use pipedoc_model::step::{InputSource, StepPlan};
 use pipedoc_transport::log::Log;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
-use crate::catalog::{Catalog, Head, Note};
+use crate::catalog::{Catalog, Head};
 use crate::clock;
 use crate::editor::Editor;
-use crate::inbox::{Review, Reviewer};
-use crate::snapshot::{Facts, Reader, Snapshot};
-use crate::store::{self, Leadership, Lease};
-use crate::topics;
+use crate::inbox::Reviewer;
+use crate::prepared::{self, Pipelines};
+use crate::snapshot::{Facts, Reader};
+use crate::store::{self, Leadership};
+use crate::taking;
+use crate::topics::Keeper;
 use crate::view::{PipelineView, ReadyStep, View};
 use pipedoc_model::problem::chain;
 
@@ -38,15 +39,11 @@ use pipedoc_model::problem::chain;
 const AGAIN: Duration = Duration::from_secs(1);
 /// How long changes are gathered, so that a burst is looked at once.
 const GATHER: Duration = Duration::from_millis(20);
-/// How often topics are looked at though the plan is the same: somebody may have
-/// deleted one.
-const TOPICS_EVERY: Duration = Duration::from_secs(60);
 
 /// Reconciles; owned by its task.
 pub(crate) struct Reconciler {
     cluster: ClusterName,
     catalog: Catalog,
-    log: Arc<dyn Log>,
     editor: Arc<Editor>,
     variables: BTreeMap<String, String>,
     /// Whether this engine leads: followers look at the inbox, but leave it alone.
@@ -55,10 +52,10 @@ pub(crate) struct Reconciler {
     nudge: Arc<Notify>,
     reader: Reader,
     reviewer: Reviewer,
-    /// What was planned last, and when its topics were all well.
-    planned: Option<(Head, Instant)>,
-    /// What was judged last, and what came of it.
-    judged: Option<(Facts, Vec<Problem>)>,
+    pipelines: Pipelines,
+    topics: Keeper,
+    /// The head that was planned last, with all its topics well.
+    planned: Option<Head>,
 }
 
 /// How a pass ended.
@@ -73,14 +70,10 @@ struct Outcome {
 enum Error {
     #[error(transparent)]
     Store(#[from] store::Error),
-    #[error("step {step} cannot be written down")]
-    Step {
-        step: String,
-        #[source]
-        source: serde_json::Error,
-    },
-    #[error("{0}")]
-    Text(Problems),
+    #[error(transparent)]
+    Prepare(#[from] prepared::Error),
+    #[error("planning broke off")]
+    Broken(#[from] tokio::task::JoinError),
 }
 
 impl Reconciler {
@@ -97,15 +90,15 @@ impl Reconciler {
             cluster,
             reader: Reader::new(catalog.clone()),
             catalog,
-            log,
             editor,
             variables,
             leadership,
             view: watch::Sender::new(Arc::default()),
             nudge,
             reviewer: Reviewer::default(),
+            pipelines: Pipelines::default(),
+            topics: Keeper::new(log),
             planned: None,
-            judged: None,
         }
     }
 
@@ -118,6 +111,7 @@ impl Reconciler {
     pub(crate) async fn run(mut self, shutdown: CancellationToken) {
         let mut changes = self.catalog.store().changes();
         let mut leadership = self.leadership.clone();
+        let _looking_after = AbortOnDropHandle::new(tokio::spawn(self.topics.look_after(Arc::clone(&self.nudge))));
         loop {
             // What changes from here on is looked at in the next pass.
             changes.mark_unchanged();
@@ -140,7 +134,7 @@ impl Reconciler {
 
     /// One pass; gives when the next is due at the latest.
     async fn pass(&mut self) -> Instant {
-        let mut looked = false;
+        let (mut looked, mut silent) = (false, false);
         let outcome = match self.look().await {
             Ok(outcome) => {
                 looked = true;
@@ -150,8 +144,11 @@ impl Reconciler {
             Err(Error::Store(store::Error::Conflict { .. })) => return Instant::now() + GATHER,
             // Another one leads, which will be heard of.
             Err(Error::Store(store::Error::NotLeading { .. })) => return Instant::now() + AGAIN,
-            Err(Error::Text(Problems(problems))) => Outcome { problems, again: Instant::now() + AGAIN },
+            Err(Error::Prepare(prepared::Error::Text(Problems(problems)))) => {
+                Outcome { problems, again: Instant::now() + AGAIN }
+            }
             Err(error) => {
+                silent = matches!(error, Error::Store(store::Error::Unreachable { .. }));
                 let problem = Problem { message: chain(&error), ..Problem::default() };
                 Outcome { problems: vec![problem], again: Instant::now() + AGAIN }
             }
@@ -160,7 +157,8 @@ impl Reconciler {
             if view.problems == outcome.problems && (view.looked || !looked) {
                 return false;
             }
-            for problem in outcome.problems.iter().filter(|problem| !view.problems.contains(problem)) {
+            // A store that is away tells of that itself, once and not each second.
+            for problem in outcome.problems.iter().filter(|problem| !silent && !view.problems.contains(problem)) {
                 tracing::warn!(%problem, "something is wrong; what runs goes on");
             }
             let view = Arc::make_mut(view);
@@ -182,17 +180,19 @@ impl Reconciler {
         let review =
             self.reviewer.review(&snapshot, |name| store.inbox_name(name), &self.variables, clock::now_millis());
         let again = review.look_again;
-        let mut problems = match &lease {
-            Some(lease) => {
-                let (problems, changed) = self.carry_out(review, &snapshot, lease).await?;
-                if changed {
-                    snapshot = self.reader.snapshot().await?;
-                }
-                problems
-            }
-            None => review.problems,
-        };
-        let soon = Instant::now() + self.catalog.store().look_every();
+        if let Some(lease) = &lease
+            && snapshot.current.is_none()
+            && self.editor.recover(&snapshot.notes, lease).await?
+        {
+            return Err(store::Error::Conflict { key: store::Key::new(&["head"]) }.into());
+        }
+        let carried = taking::carry_out(&self.catalog, &self.editor, review, &snapshot, lease.as_ref()).await?;
+        if carried.changed {
+            snapshot = self.reader.snapshot().await?;
+        }
+        let mut problems = carried.problems;
+        let pause = if carried.waiting { AGAIN } else { self.catalog.store().look_every() };
+        let soon = Instant::now() + pause;
         let mut outcome = Outcome { problems: Vec::new(), again: again.map_or(soon, |again| again.min(soon)) };
         let Some(current) = &snapshot.current else {
             let remembered = self.editor.reported();
@@ -206,21 +206,21 @@ impl Reconciler {
             outcome.problems = problems;
             return Ok(outcome);
         };
+        if self.editor.register_lost(&current.head).await? {
+            return Err(store::Error::Conflict { key: store::Key::new(&["head"]) }.into());
+        }
         if let Some(lease) = &lease
             && self.editor.reported() > current.head.generation
         {
             self.editor.raise(current, lease).await?;
             return Err(store::Error::Conflict { key: store::Key::new(&["head"]) }.into());
         }
-        if self.judged.as_ref().is_none_or(|(facts, _)| *facts != snapshot.facts) {
-            self.judged = Some((snapshot.facts.clone(), judge(&snapshot.facts)));
-        }
-        problems.extend(self.judged.iter().flat_map(|(_, problems)| problems.clone()));
-        let well = self.planned.as_ref().is_some_and(|(head, at)| *head == current.head && at.elapsed() < TOPICS_EVERY);
-        if !well {
-            let troubles = self.plan(&current.head, &snapshot.facts).await?;
+        self.prepare(&current.head, &snapshot.facts).await?;
+        problems.extend(self.pipelines.problems().cloned());
+        if self.planned.as_ref() != Some(&current.head) || self.topics.has_suspects() {
+            let troubles = self.plan(&current.head, &snapshot.facts).await;
             if troubles.is_empty() {
-                self.planned = Some((current.head.clone(), Instant::now()));
+                self.planned = Some(current.head.clone());
             } else {
                 outcome.again = outcome.again.min(Instant::now() + AGAIN);
                 self.planned = None;
@@ -231,116 +231,49 @@ impl Reconciler {
         Ok(outcome)
     }
 
-    /// Does what a review says; gives the problems, and whether the head changed.
-    async fn carry_out(
-        &self,
-        review: Review,
-        snapshot: &Snapshot,
-        lease: &Lease,
-    ) -> Result<(Vec<Problem>, bool), Error> {
-        let Review { takes, removals, mut notes, forgotten, rewrites, mut problems, look_again: _ } = review;
-        let mut good = Vec::new();
-        for (entry, name, revision) in &takes {
-            let none = Modules::new();
-            let fits = match pipeline::parse(&revision.text, &revision.file, &revision.variables, &none, false) {
-                Ok(parsed) => self.editor.check_topics(&parsed.config, &revision.file).await,
-                Err(problems) => Err(problems),
-            };
-            match fits {
-                Ok(()) => good.push((entry, name, revision)),
-                Err(Problems(unfit)) => problems.extend(unfit),
-            }
+    /// Brings what the pipelines come to up to date. Reading hundreds of them takes a
+    /// while, in which instances are served.
+    async fn prepare(&mut self, head: &Head, facts: &Facts) -> Result<(), Error> {
+        if self.planned.as_ref() == Some(head) {
+            return Ok(());
         }
-        let removals: BTreeSet<_> =
-            removals.into_iter().filter(|name| snapshot.facts.revisions.contains_key(name)).collect();
-        let changed = !good.is_empty() || !removals.is_empty();
-        if changed {
-            let texts: Vec<_> = good.iter().map(|(_, name, revision)| ((*name).clone(), *revision)).collect();
-            let numbers = self.editor.take(snapshot.current.as_ref(), &texts, &removals, lease).await?;
-            for ((entry, name, revision), number) in good.into_iter().zip(numbers) {
-                let hash = revision.hash.clone();
-                let note = Note { hash, pipeline: Some(name.clone()), taken: true, revision: number };
-                notes.insert(entry.clone(), note);
-            }
-        }
-        for (entry, name) in rewrites {
-            let Some((number, revision)) = snapshot.facts.revisions.get(&name) else { continue };
-            match self.catalog.store().write_inbox(&entry, &revision.text, snapshot.entry_text(&entry)).await {
-                Ok(()) => {
-                    let note =
-                        Note { hash: revision.hash.clone(), pipeline: Some(name), taken: true, revision: *number };
-                    notes.insert(entry, note);
-                }
-                // Edited meanwhile: the next look takes that in.
-                Err(store::Error::Conflict { .. }) => {}
-                Err(error) => problems.push(Problem { message: chain(&error), ..Problem::default() }),
-            }
-        }
-        for (entry, note) in &notes {
-            if snapshot.notes.get(entry) != Some(note) {
-                self.catalog.set_note(entry, note, lease).await?;
-            }
-        }
-        for entry in &forgotten {
-            self.catalog.remove_note(entry, lease).await?;
-        }
-        Ok((problems, changed))
+        let mut pipelines = std::mem::take(&mut self.pipelines);
+        let (cluster, head, facts) = (self.cluster.clone(), head.clone(), facts.clone());
+        let work = move || {
+            let outcome = pipelines.update(&cluster, &head, &facts);
+            (pipelines, outcome)
+        };
+        let (pipelines, outcome) = tokio::task::spawn_blocking(work).await?;
+        self.pipelines = pipelines;
+        Ok(outcome?)
     }
 
-    /// Plans a head, ensures the topics and publishes what came of it. Pipelines
-    /// whose topics are not there keep the steps they had.
-    async fn plan(&self, head: &Head, facts: &Facts) -> Result<Vec<Problem>, Error> {
-        let configs = facts.revisions.values().map(|(_, revision)| {
-            // Without modules: a revision was good once, and a newer registration
-            // of a module does not make it unreadable.
-            pipeline::parse(&revision.text, &revision.file, &revision.variables, &Modules::new(), false)
-                .map(|parsed| parsed.config)
-        });
-        let configs: Vec<PipelineConfig> = configs.collect::<Result<_, _>>().map_err(Error::Text)?;
-        let mut controls = Controls::default();
-        for (name, wishes) in &facts.wishes {
-            wishes.add_to(name, &mut controls);
+    /// Ensures the topics of a head and publishes what came of it. Pipelines whose
+    /// topics are not there keep the steps they had.
+    async fn plan(&mut self, head: &Head, facts: &Facts) -> Vec<Problem> {
+        let topics = join_topics(self.pipelines.iter().flat_map(|(_, prepared)| prepared.topics()));
+        let troubles = self.topics.ensure(topics).await;
+        let problems = troubles.iter().map(|(_, error)| Problem { message: chain(error), ..Problem::default() });
+        let problems = problems.collect();
+        // Where the log is away for now, who runs goes on as before.
+        if !troubles.iter().any(|(_, error)| error.is_retryable()) {
+            let lacking: BTreeSet<_> = troubles.into_iter().map(|(topic, _)| topic).collect();
+            self.publish(head, facts, &lacking);
         }
-        let plan = plan::plan(&self.cluster, &configs, &controls);
-        let troubles = topics::ensure_each(self.log.as_ref(), &plan).await;
-        let problems: Vec<_> =
-            troubles.iter().map(|(_, error)| Problem { message: chain(error), ..Problem::default() }).collect();
-        if troubles.iter().any(|(_, error)| error.is_retryable()) {
-            // The log is away for now; who runs goes on as before.
-            return Ok(problems);
-        }
-        let lacking: BTreeSet<_> = troubles.into_iter().map(|(topic, _)| topic).collect();
-        self.publish(head, facts, plan, &lacking)?;
-        Ok(problems)
+        problems
     }
 
-    fn publish(&self, head: &Head, facts: &Facts, plan: Plan, lacking: &BTreeSet<Topic>) -> Result<(), Error> {
-        let mut steps: BTreeMap<PipelineName, Vec<Arc<ReadyStep>>> = BTreeMap::new();
-        let mut held: BTreeSet<PipelineName> = BTreeSet::new();
-        for step in plan.steps {
-            let name = step.id.pipeline.clone();
-            if needs(&step).any(|topic| lacking.contains(topic)) {
-                held.insert(name.clone());
-            }
-            let id = step.id.to_string();
-            let step = ReadyStep::new(step).map_err(|source| Error::Step { step: id, source })?;
-            steps.entry(name).or_default().push(Arc::new(step));
-        }
+    fn publish(&self, head: &Head, facts: &Facts, lacking: &BTreeSet<Topic>) {
         let old = Arc::clone(&self.view.borrow());
-        let pipelines = steps.into_iter().filter_map(|(name, steps)| {
-            if held.contains(&name) {
+        let pipelines = self.pipelines.iter().filter_map(|(name, prepared)| {
+            let lacks = |step: &Arc<ReadyStep>| needs(&step.plan).any(|topic| lacking.contains(topic));
+            if !lacking.is_empty() && prepared.steps().iter().any(lacks) {
                 return old.pipeline(name.as_str()).cloned();
             }
-            let revision = facts.revisions.get(&name).map_or(0, |(number, _)| *number);
-            Some(PipelineView { name, revision, steps })
+            let steps = Arc::clone(prepared.steps());
+            Some(PipelineView { name: name.clone(), revision: prepared.revision(), steps })
         });
-        let view = View {
-            looked: true,
-            generation: Some(head.generation),
-            seen: head.generation,
-            pipelines: pipelines.collect(),
-            problems: old.problems.clone(),
-        };
+        let view = View::after(&old, head.generation, pipelines.collect(), Arc::clone(&facts.modules));
         self.view.send_if_modified(|published| {
             let news = **published != view;
             if news {
@@ -348,7 +281,6 @@ impl Reconciler {
             }
             news
         });
-        Ok(())
     }
 }
 
@@ -358,19 +290,6 @@ async fn change_of<T>(watched: &mut watch::Receiver<T>) {
     if watched.changed().await.is_err() {
         std::future::pending::<()>().await;
     }
-}
-
-/// What the modules that are known now make of the current revisions.
-fn judge(facts: &Facts) -> Vec<Problem> {
-    let mut problems = Vec::new();
-    for (_, revision) in facts.revisions.values() {
-        match pipeline::parse(&revision.text, &revision.file, &revision.variables, &facts.modules, false) {
-            // Modules that have not registered yet show in their steps' state.
-            Ok(_) => {}
-            Err(Problems(found)) => problems.extend(found),
-        }
-    }
-    problems
 }
 
 /// Topics without which a step cannot run.

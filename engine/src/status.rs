@@ -1,17 +1,18 @@
 //! How pipelines and steps are doing: what instances report, and what the log says.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use pipedoc_model::names::{ClusterName, Topic};
 use pipedoc_model::step::{InputSource, StepPlan, StepType};
 use pipedoc_proto::v1::{
-    InstanceStatus, PipelineStatus, Problem, StatusResponse, StepReport, StepState, StepStatus,
-    StepType as ProtoStepType,
+    InstanceStatus, PipelineStatus, Problem, StatusResponse, StepState, StepStatus, StepType as ProtoStepType,
 };
-use pipedoc_transport::error::{Error as LogError, Result as LogResult};
-use pipedoc_transport::log::{Log, TopicPartition};
+use pipedoc_transport::error::Result as LogResult;
+use pipedoc_transport::log::Log;
 
-use crate::sessions::Attached;
+use crate::backlog::{known, waiting};
+use crate::sessions::{Attached, StepNow};
 use crate::view::{PipelineView, View, serves};
 use pipedoc_model::problem::chain;
 
@@ -19,7 +20,7 @@ use pipedoc_model::problem::chain;
 pub(crate) async fn status(
     cluster: &ClusterName,
     view: &View,
-    instances: &[Attached],
+    instances: &[Arc<Attached>],
     log: &dyn Log,
     only: Option<&PipelineView>,
 ) -> StatusResponse {
@@ -28,7 +29,7 @@ pub(crate) async fn status(
     let chosen = |pipeline: &&PipelineView| only.is_none_or(|only| only.name == pipeline.name);
     for pipeline in view.pipelines.iter().filter(chosen) {
         let mut steps = Vec::with_capacity(pipeline.steps.len());
-        for step in &pipeline.steps {
+        for step in pipeline.steps.iter() {
             let mut status = step_status(&step.plan, instances);
             match numbers(&step.plan, log).await {
                 Ok((lag, dead_letters)) => (status.lag, status.dead_letters) = (lag, dead_letters),
@@ -41,11 +42,14 @@ pub(crate) async fn status(
         }
         pipelines.push(PipelineStatus { pipeline: pipeline.name.to_string(), revision: pipeline.revision, steps });
     }
+    if only.is_none() {
+        pipelines.extend(unknown(view, instances));
+    }
     StatusResponse {
         cluster: cluster.to_string(),
         generation: view.generation.map_or(0, |generation| generation.0),
         pipelines,
-        instances: instances.iter().map(instance_status).collect(),
+        instances: instances.iter().map(|attached| instance_status(attached)).collect(),
         problems,
     }
 }
@@ -57,34 +61,31 @@ pub(crate) fn problem(problem: pipedoc_model::problem::Problem) -> Problem {
 }
 
 fn instance_status(attached: &Attached) -> InstanceStatus {
-    let report = &attached.report;
     InstanceStatus {
-        instance_id: report.instance_id.clone(),
+        instance_id: attached.instance_id.clone(),
         module: attached.module.to_string(),
-        version: report.registration.as_ref().map(|registration| registration.version.clone()).unwrap_or_default(),
-        endpoint: report.endpoint.clone(),
-        generation: report.generation,
-        from_disk: report.from_disk,
-        started_at: report.started_at,
+        version: attached.version.clone(),
+        endpoint: attached.endpoint.clone(),
+        generation: attached.generation,
+        from_disk: attached.from_disk,
+        started_at: attached.started_at,
         last_report_at: Some(attached.reported_at.into()),
-        refusals: report.refusals.clone(),
-        steps: report.steps.clone(),
+        refusals: attached.refusals.clone(),
+        steps: attached.steps().map(StepNow::to_report).collect(),
     }
 }
 
-fn step_status(plan: &StepPlan, instances: &[Attached]) -> StepStatus {
-    let serving: Vec<_> =
-        instances.iter().filter(|attached| serves(plan, &attached.module, &attached.report.serve)).collect();
-    let is_of_step =
-        |report: &&StepReport| report.pipeline == plan.id.pipeline.as_str() && report.step == plan.id.step.as_str();
-    let reports: Vec<_> = serving.iter().map(|attached| attached.report.steps.iter().find(is_of_step)).collect();
-    let states = reports.iter().map(|report| report.map_or(StepState::Starting, StepReport::state));
+fn step_status(plan: &StepPlan, instances: &[Arc<Attached>]) -> StepStatus {
+    let serving: Vec<_> = instances.iter().filter(|attached| serves(plan, &attached.module, &attached.serve)).collect();
+    let (pipeline, step) = (plan.id.pipeline.as_str(), plan.id.step.as_str());
+    let reports: Vec<_> = serving.iter().map(|attached| attached.step(pipeline, step)).collect();
+    let states = reports.iter().map(|report| report.map_or(StepState::Starting, StepNow::state));
     let state = states.max_by_key(|state| severity(*state)).unwrap_or(StepState::WaitingForModule);
     let reports: Vec<_> = reports.into_iter().flatten().collect();
     let newest = reports
         .iter()
-        .filter(|report| !report.last_error.is_empty())
-        .max_by_key(|report| report.last_error_at.map(|at| (at.seconds, at.nanos)));
+        .filter(|report| !report.last_error().is_empty())
+        .max_by_key(|report| report.last_error_at().map(|at| (at.seconds, at.nanos)));
     StepStatus {
         step: plan.id.step.to_string(),
         r#type: match plan.step_type {
@@ -100,9 +101,52 @@ fn step_status(plan: &StepPlan, instances: &[Attached]) -> StepStatus {
         done: reports.iter().map(|report| report.done).sum(),
         failed: reports.iter().map(|report| report.failed).sum(),
         dead_letters: 0,
-        last_error: newest.map(|report| report.last_error.clone()).unwrap_or_default(),
-        last_error_at: newest.and_then(|report| report.last_error_at),
+        last_error: newest.map(|report| report.last_error().to_owned()).unwrap_or_default(),
+        last_error_at: newest.and_then(|report| report.last_error_at()),
         instances: u32::try_from(serving.len()).unwrap_or(u32::MAX),
+    }
+}
+
+/// Pipelines that instances run and the view does not have: the store has lost them,
+/// or they are going.
+fn unknown(view: &View, instances: &[Arc<Attached>]) -> Vec<PipelineStatus> {
+    let mut pipelines: BTreeMap<&str, BTreeMap<&str, StepStatus>> = BTreeMap::new();
+    for attached in instances {
+        for report in attached.steps() {
+            let (pipeline, step) = report.name();
+            if view.pipeline(pipeline).is_some() {
+                continue;
+            }
+            let status = pipelines.entry(pipeline).or_default().entry(step).or_insert_with(|| StepStatus {
+                step: step.to_owned(),
+                module: attached.module.to_string(),
+                ..StepStatus::default()
+            });
+            add(status, report);
+        }
+    }
+    let status = |(name, steps): (&str, BTreeMap<&str, StepStatus>)| PipelineStatus {
+        pipeline: name.to_owned(),
+        revision: 0,
+        steps: steps.into_values().collect(),
+    };
+    pipelines.into_iter().map(status).collect()
+}
+
+/// Adds an instance's report to what is known of a step.
+fn add(status: &mut StepStatus, report: &StepNow) {
+    if status.instances == 0 || severity(report.state()) > severity(status.state()) {
+        status.set_state(report.state());
+    }
+    status.instances += 1;
+    status.lag += report.lag;
+    status.in_flight += report.in_flight;
+    status.done += report.done;
+    status.failed += report.failed;
+    let at = |at: Option<prost_types::Timestamp>| at.map(|at| (at.seconds, at.nanos));
+    if !report.last_error().is_empty() && at(report.last_error_at()) >= at(status.last_error_at) {
+        report.last_error().clone_into(&mut status.last_error);
+        status.last_error_at = report.last_error_at();
     }
 }
 
@@ -129,16 +173,7 @@ async fn numbers(plan: &StepPlan, log: &dyn Log) -> LogResult<(i64, i64)> {
         return Ok((0, dead_letters));
     }
     let topics = input_topics(plan, log).await?;
-    let committed = log.group_offsets_of(&plan.group, &topics).await?;
-    let mut lag = 0;
-    for topic in topics {
-        for (ends, partition) in known(log.ends(&topic).await)?.into_iter().zip(0..) {
-            let place = committed.get(&TopicPartition::new(topic.clone(), partition));
-            let done = place.map_or(ends.start, |place| place.offset.max(ends.start));
-            lag += (ends.end - done).max(0);
-        }
-    }
-    Ok((lag, dead_letters))
+    Ok((waiting(log, &plan.group, &topics).await?, dead_letters))
 }
 
 async fn input_topics(plan: &StepPlan, log: &dyn Log) -> LogResult<Vec<Topic>> {
@@ -160,12 +195,4 @@ async fn input_topics(plan: &StepPlan, log: &dyn Log) -> LogResult<Vec<Topic>> {
         }
     }
     Ok(topics.into_iter().collect())
-}
-
-/// A topic that does not exist holds nothing.
-fn known<T: Default>(found: LogResult<T>) -> LogResult<T> {
-    match found {
-        Err(LogError::UnknownTopic { .. }) => Ok(T::default()),
-        found => found,
-    }
 }

@@ -19,7 +19,7 @@ pub mod folder;
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use tokio::sync::watch;
@@ -49,6 +49,18 @@ pub enum Error {
         #[source]
         source: Cause,
     },
+    /// A newer version of PipeDoc wrote a value; what this one made of it would be wrong.
+    #[error(
+        "{key} was written by a newer version of PipeDoc (format {found}; this one knows {known}): run that version; what runs goes on"
+    )]
+    TooNew {
+        /// The key.
+        key: Key,
+        /// Its format.
+        found: u32,
+        /// The newest format that is known here.
+        known: u32,
+    },
     /// Another engine leads by now: the write was not made.
     #[error("{key} was not written: this engine leads no more")]
     NotLeading {
@@ -68,12 +80,12 @@ pub enum Error {
         limit: usize,
     },
     /// The store does not answer.
-    #[error("the configuration store at {address} does not answer{}; what runs goes on", lasting(*.away))]
+    #[error("the configuration store at {address} {}; what runs goes on", silent(*.since))]
     Unreachable {
         /// Where it should be.
         address: String,
-        /// How long it has been so; none: since now.
-        away: Option<Duration>,
+        /// Since when; none: since now.
+        since: Option<SystemTime>,
         /// The cause.
         #[source]
         source: Cause,
@@ -178,17 +190,21 @@ impl Error {
             | Self::Inbox { .. } => true,
             Self::File { problem, .. } => matches!(problem, FileProblem::Full | FileProblem::Locked),
             Self::Backend { retryable, .. } => *retryable,
-            Self::Unreadable { .. } | Self::InboxEntry { .. } | Self::TooLarge { .. } | Self::Denied { .. } => false,
+            Self::Unreadable { .. }
+            | Self::TooNew { .. }
+            | Self::InboxEntry { .. }
+            | Self::TooLarge { .. }
+            | Self::Denied { .. } => false,
         }
     }
 }
 
-/// How long something has been so, as the end of a sentence; nothing below a second.
-pub(crate) fn lasting(away: Option<Duration>) -> String {
-    match away {
-        Some(away) if away >= Duration::from_secs(1) => format!(" for {} s", away.as_secs()),
-        _ => String::new(),
-    }
+/// That somebody gives no answer, as part of a sentence. The moment it began does not
+/// change, so that what is said of it stays the same while it lasts.
+pub(crate) fn silent(since: Option<SystemTime>) -> String {
+    let since = since.and_then(|since| time::OffsetDateTime::from(since).replace_nanosecond(0).ok());
+    let since = since.and_then(|since| since.format(&time::format_description::well_known::Rfc3339).ok());
+    since.map_or_else(|| "does not answer".to_owned(), |since| format!("has not answered since {since}"))
 }
 
 /// An engine as it stands for leadership.
@@ -215,6 +231,8 @@ pub enum Leadership {
     Leads(Lease),
     /// Another one does, by its address, or none that is known.
     Follows(Option<String>),
+    /// It can neither lead nor tell who does, for this reason.
+    Hindered(String),
 }
 
 impl Leadership {
@@ -223,7 +241,7 @@ impl Leadership {
     pub fn lease(&self) -> Option<&Lease> {
         match self {
             Self::Leads(lease) => Some(lease),
-            Self::Follows(_) => None,
+            Self::Follows(_) | Self::Hindered(_) => None,
         }
     }
 }
@@ -328,6 +346,10 @@ pub trait Store: Send + Sync + 'static {
     /// `replaces`; none: of no entry. [`Error::Conflict`] when another is there:
     /// somebody has edited it.
     async fn write_inbox(&self, name: &str, text: &str, replaces: Option<&str>) -> Result<()>;
+
+    /// Removes an entry of the inbox that holds the text `removes`. Missing is no
+    /// error; [`Error::Conflict`] when it holds another: somebody has edited it.
+    async fn remove_inbox(&self, name: &str, removes: &str) -> Result<()>;
 
     /// Name of the entry that a pipeline gets when it has none yet.
     fn inbox_name(&self, pipeline: &str) -> String;

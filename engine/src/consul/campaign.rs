@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::client::Client;
 use super::error::Failure;
-use crate::store::{Candidate, Leadership, Lease};
+use crate::store::{self, Candidate, Leadership, Lease};
 
 const TTL: Duration = Duration::from_secs(10);
 const LOCK_DELAY: Duration = Duration::from_secs(5);
@@ -29,6 +29,8 @@ const RENEW_EVERY: Duration = Duration::from_secs(3);
 const MARGIN: Duration = Duration::from_secs(2);
 /// Pause after a try that failed, or while the key is kept from others.
 const AGAIN: Duration = Duration::from_secs(1);
+/// What a token needs to stand for leadership, beside the key.
+const SESSION_RIGHT: &str = "session:write on the agent's node (session_prefix \"\" { policy = \"write\" })";
 
 /// A candidate's campaign; runs until it is stopped.
 pub(super) struct Campaign {
@@ -56,24 +58,39 @@ impl Campaign {
 
     async fn keep_trying(&self, session: &mut Option<String>) {
         loop {
-            if let Err(failure) = self.term(session).await {
-                tracing::warn!(%failure, "no leader can be chosen now; trying again");
+            if let Err(error) = self.term(session).await {
+                self.hindered(&error);
                 tokio::time::sleep(AGAIN).await;
             }
         }
     }
 
-    /// Waits for the key to be free, holds it as long as it can, and follows again.
-    async fn term(&self, session: &mut Option<String>) -> Result<(), Failure> {
-        let followed = self.follow_until_free().await;
-        if followed.is_err() {
-            self.leadership.send_replace(Leadership::Follows(None));
+    /// Says what hinders it, once; an agent that is away is told of elsewhere.
+    fn hindered(&self, error: &store::Error) {
+        let news = match error {
+            store::Error::Unreachable { .. } => Leadership::Follows(None),
+            other => Leadership::Hindered(pipedoc_model::problem::chain(other)),
+        };
+        let is_news = self.leadership.send_if_modified(|known| {
+            let changed = *known != news;
+            known.clone_from(&news);
+            changed
+        });
+        if let Leadership::Hindered(reason) = news
+            && is_news
+        {
+            tracing::warn!("this engine can neither lead nor tell who does: {reason}; trying again");
         }
-        followed?;
+    }
+
+    /// Waits for the key to be free, holds it as long as it can, and follows again.
+    async fn term(&self, session: &mut Option<String>) -> store::Result<()> {
+        self.follow_until_free().await.map_err(|failure| super::reading(failure, &self.key))?;
         let made = Instant::now();
-        let id = self.client.create_session(&self.candidate.name, TTL, LOCK_DELAY).await?;
+        let id = self.client.create_session(&self.candidate.name, TTL, LOCK_DELAY).await;
+        let id = id.map_err(|failure| failure.into_store("making", "a session", SESSION_RIGHT))?;
         let held = session.insert(id).clone();
-        let outcome = self.take_and_hold(&held, made).await;
+        let outcome = self.take_and_hold(&held, made).await.map_err(|failure| super::writing(failure, &self.key));
         *session = None;
         self.leadership.send_if_modified(|known| {
             let led = matches!(known, Leadership::Leads(_));

@@ -4,7 +4,7 @@
 //! them the index that a blocking query needs; so its requests are run by an HTTP
 //! client of ours. Knows requests and answers; knows nothing of clusters and heads.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use consulrs::api::features::{Blocking, Features};
@@ -12,13 +12,13 @@ use consulrs::api::kv::common::KVPair;
 use consulrs::api::kv::requests::{DeleteKeyRequest, ReadKeyRequest, ReadKeysRequest, SetKeyRequest};
 use consulrs::api::{EndpointMiddleware, service, session};
 use http_of_consulrs as http;
-use parking_lot::Mutex;
 use reqwest_of_consulrs as reqwest;
 use rustify::Endpoint;
 use rustify::errors::ClientError;
 
 use super::endpoints::{KvOperation, Txn, TxnOperation, TxnResponse};
 use super::error::Failure;
+use super::outage::Outage;
 use super::settings::{ConsulSettings, Token};
 use crate::store;
 
@@ -31,8 +31,8 @@ pub(super) struct Client {
     base: String,
     token: Option<Token>,
     timeout: Duration,
-    /// Since when the agent has not answered.
-    away: Mutex<Option<Instant>>,
+    /// Whether the agent answers, and who is told.
+    outage: Outage,
 }
 
 /// A value as Consul holds it.
@@ -59,7 +59,7 @@ impl Client {
             base: settings.base()?,
             token: settings.token.clone(),
             timeout: settings.timeout,
-            away: Mutex::new(None),
+            outage: Outage::default(),
         })
     }
 
@@ -189,23 +189,19 @@ impl Client {
         let courier = Courier { http: &self.http, base: &self.base, timeout };
         match request.with_middleware(&middleware).exec(&courier).await {
             Ok(result) => {
-                *self.away.lock() = None;
+                self.outage.answered(&self.base);
                 Ok(result)
             }
-            Err(error) => {
-                let failure = Failure::of(&self.base, None, error);
-                let mut away = self.away.lock();
-                match failure {
-                    Failure::Away { address, source, .. } => {
-                        let since = *away.get_or_insert_with(Instant::now);
-                        Err(Failure::Away { address, away: Some(since.elapsed()), source })
-                    }
-                    other => {
-                        *away = None;
-                        Err(other)
-                    }
+            Err(error) => match Failure::of(&self.base, error) {
+                Failure::Away { address, source, .. } => {
+                    let since = Some(self.outage.failed(&address, source.as_ref()));
+                    Err(Failure::Away { address, since, source })
                 }
-            }
+                other => {
+                    self.outage.answered(&self.base);
+                    Err(other)
+                }
+            },
         }
     }
 }

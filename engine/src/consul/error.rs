@@ -1,11 +1,11 @@
 //! What goes wrong between us and Consul, and what people are told of it.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::SystemTime;
 
 use rustify::errors::ClientError;
 
-use crate::store::{Cause, Error, Key, lasting};
+use crate::store::{Cause, Error, Key, silent};
 
 /// A value holds at most so many bytes (Consul's `kv_max_value_size`).
 pub(super) const VALUE_LIMIT: usize = 512 * 1024;
@@ -14,11 +14,11 @@ pub(super) const VALUE_LIMIT: usize = 512 * 1024;
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Failure {
     /// No answer: unreachable, too slow, broken off, or without a leader of its own.
-    #[error("no answer from Consul at {address}{}", lasting(*.away))]
+    #[error("Consul at {address} {}", silent(*.since))]
     Away {
         address: String,
-        /// How long it has been so; none: since now.
-        away: Option<Duration>,
+        /// Since when; none: since now.
+        since: Option<SystemTime>,
         #[source]
         source: Cause,
     },
@@ -34,10 +34,9 @@ pub(super) enum Failure {
 }
 
 impl Failure {
-    /// What it means, by status where there is one. `away` is how long the agent
-    /// has not answered.
-    pub(super) fn of(address: &str, away: Option<Duration>, error: ClientError) -> Self {
-        let gone = |source| Self::Away { address: address.to_owned(), away, source };
+    /// What it means, by status where there is one.
+    pub(super) fn of(address: &str, error: ClientError) -> Self {
+        let gone = |source| Self::Away { address: address.to_owned(), since: None, source };
         match error {
             ClientError::ServerResponseError { code: 403, content } => {
                 Self::Denied { message: content.unwrap_or_default().trim().to_owned() }
@@ -61,7 +60,7 @@ impl Failure {
     /// As an error of the store. `right` is what a token needs for the operation.
     pub(super) fn into_store(self, operation: &'static str, target: &str, right: &str) -> Error {
         match self {
-            Self::Away { address, away, source } => Error::Unreachable { address, away, source },
+            Self::Away { address, since, source } => Error::Unreachable { address, since, source },
             Self::Denied { message } => {
                 Error::Denied { operation, target: target.to_owned(), right: right.to_owned(), message }
             }

@@ -14,6 +14,7 @@ mod client;
 mod endpoints;
 mod error;
 mod key;
+mod outage;
 mod registration;
 mod settings;
 mod watch;
@@ -238,6 +239,25 @@ impl Store for ConsulStore {
             return Err(Error::Conflict { key });
         }
         Ok(())
+    }
+
+    async fn remove_inbox(&self, name: &str, removes: &str) -> Result<()> {
+        let full = self.keys.inbox_entry(name);
+        let Some(found) = self.pair(&full).await? else { return Ok(()) };
+        let conflict = || Error::Conflict { key: Key::new(&["pipelines", name]) };
+        if found.value != removes.as_bytes() {
+            return Err(conflict());
+        }
+        let index = Some(found.modify_index);
+        let operation = KvOperation { verb: "delete-cas", key: &full, value: None, index, session: None };
+        let answer = self.client.transact(vec![operation]).await.map_err(|failure| writing(failure, &full))?;
+        match answer.errors.unwrap_or_default().first() {
+            None => Ok(()),
+            Some(refused) if refused.what.contains("ermission denied") => {
+                Err(writing(Failure::Denied { message: refused.what.clone() }, &full))
+            }
+            Some(_) => Err(conflict()),
+        }
     }
 
     fn inbox_name(&self, pipeline: &str) -> String {

@@ -12,7 +12,7 @@ use pipedoc_model::names::ClusterName;
 use tokio_util::sync::CancellationToken;
 
 use super::client::Client;
-use crate::store::Candidate;
+use crate::store::{self, Candidate};
 
 /// How often the entry is renewed.
 const EVERY: Duration = Duration::from_secs(60);
@@ -81,9 +81,12 @@ impl Registration {
                     tokio::time::sleep(EVERY).await;
                 }
                 Err(failure) => {
-                    if !std::mem::replace(&mut told, true) {
-                        tracing::warn!(%failure, service = self.service,
-                            "not in Consul's catalog (needs service:write on that name); trying again");
+                    let right = format!("service:write on {}", self.service);
+                    let error = failure.into_store("registering", &self.service, &right);
+                    // An agent that is away is told of elsewhere.
+                    if !matches!(error, store::Error::Unreachable { .. }) && !std::mem::replace(&mut told, true) {
+                        let reason = pipedoc_model::problem::chain(&error);
+                        tracing::warn!("this engine is not in Consul's catalog: {reason}; trying again");
                     }
                     tokio::time::sleep(AGAIN).await;
                 }

@@ -26,6 +26,18 @@ impl v1::pipeline_control_server::PipelineControl for Control {
         Ok(Response::new(self.engine.get(request.into_inner()).await?))
     }
 
+    async fn history(&self, request: Request<v1::HistoryRequest>) -> Result<Response<v1::HistoryResponse>, Status> {
+        Ok(Response::new(self.engine.history(request.into_inner()).await?))
+    }
+
+    async fn rollback(&self, request: Request<v1::RollbackRequest>) -> Result<Response<v1::ApplyResponse>, Status> {
+        Ok(Response::new(self.engine.rollback(request.into_inner()).await?))
+    }
+
+    async fn delete(&self, request: Request<v1::DeleteRequest>) -> Result<Response<v1::DeleteResponse>, Status> {
+        Ok(Response::new(self.engine.delete(request.into_inner()).await?))
+    }
+
     async fn list(&self, _request: Request<v1::ListRequest>) -> Result<Response<v1::ListResponse>, Status> {
         Ok(Response::new(self.engine.list().await?))
     }

@@ -142,4 +142,10 @@ async fn the_inbox_holds_what_was_written(one: &dyn Store, other: &dyn Store) {
     let entries = one.inbox().await.unwrap();
     assert_eq!(entries.len(), 1);
     assert_eq!((&entries[0].name, entries[0].text.as_deref()), (&name, Ok("pipeline: shelf\n")));
+    let edited = one.remove_inbox(&name, "first").await;
+    assert!(matches!(edited, Err(Error::Conflict { .. })), "an edit was removed: {edited:?}");
+    assert_eq!(other.inbox().await.unwrap().len(), 1);
+    other.remove_inbox(&name, "pipeline: shelf\n").await.unwrap();
+    one.remove_inbox(&name, "pipeline: shelf\n").await.unwrap();
+    assert!(one.inbox().await.unwrap().is_empty());
 }

@@ -35,11 +35,7 @@ pub(super) fn read(folder: &Path) -> Result<Vec<InboxEntry>> {
 /// before: a folder has no check-and-set.
 pub(super) fn write(folder: &Path, name: &str, text: &str, replaces: Option<&str>) -> Result<()> {
     let path = folder.join(name);
-    let found = match std::fs::read(&path) {
-        Ok(found) => Some(found),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
-        Err(source) => return Err(Error::InboxEntry { path, source: Arc::new(source) }),
-    };
+    let found = found(&path)?;
     if found.as_deref() != replaces.map(str::as_bytes) {
         return Err(Error::Conflict { key: Key::new(&["pipelines", name]) });
     }
@@ -56,6 +52,30 @@ pub(super) fn write(folder: &Path, name: &str, text: &str, replaces: Option<&str
         let _ = std::fs::remove_file(&draft);
         Error::InboxEntry { path, source: Arc::new(source) }
     })
+}
+
+/// Removes a file that holds the text `removes`, looked at just before.
+pub(super) fn remove(folder: &Path, name: &str, removes: &str) -> Result<()> {
+    let path = folder.join(name);
+    match found(&path)? {
+        None => return Ok(()),
+        Some(found) if found == removes.as_bytes() => {}
+        Some(_) => return Err(Error::Conflict { key: Key::new(&["pipelines", name]) }),
+    }
+    match std::fs::remove_file(&path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(Error::InboxEntry { path, source: Arc::new(error) })
+        }
+        _ => Ok(()),
+    }
+}
+
+fn found(path: &Path) -> Result<Option<Vec<u8>>> {
+    match std::fs::read(path) {
+        Ok(found) => Ok(Some(found)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(Error::InboxEntry { path: path.to_owned(), source: Arc::new(source) }),
+    }
 }
 
 fn is_pipeline_file(path: &Path) -> bool {

@@ -90,6 +90,11 @@ impl Store for FolderStore {
         blocking(move || files::write(&folder, &name, &text, replaces.as_deref())).await
     }
 
+    async fn remove_inbox(&self, name: &str, removes: &str) -> Result<()> {
+        let (folder, name, removes) = (self.folder.clone(), name.to_owned(), removes.to_owned());
+        blocking(move || files::remove(&folder, &name, &removes)).await
+    }
+
     fn inbox_name(&self, pipeline: &str) -> String {
         format!("{pipeline}.yaml")
     }
