@@ -18,13 +18,13 @@ use crate::connect;
 
 /// Runs the command.
 pub async fn main(args: EngineArgs) -> anyhow::Result<ExitCode> {
-    let _telemetry = pipedoc_telemetry::init(&TelemetryConfig::new("pipedoc-engine"))?;
+    let telemetry = pipedoc_telemetry::init(&TelemetryConfig::new("pipedoc-engine"))?;
     let cluster = ClusterName::new(&args.cluster)?;
     std::fs::create_dir_all(&args.data).with_context(|| format!("making data folder {}", args.data.display()))?;
     let wait = args.log.wait.map(|wait| wait.0);
     let store = args.store.open(&cluster, &args.data, wait).await?;
     let place = store.describe();
-    let log = connect::log(&args.log, &args.data).await?;
+    let log = connect::log(&args.log, &args.data, Some(&telemetry)).await?;
     let objects = Objects::local(&args.data.join("objects"))?;
     let listener = TcpListener::bind(args.listen)
         .await

@@ -11,7 +11,7 @@ use pipedoc_model::kafka::{self, Settings};
 use pipedoc_model::problem::Problems;
 
 use crate::error::Result;
-use crate::kafka::{KafkaConfig, KafkaLog};
+use crate::kafka::{KafkaConfig, KafkaLog, StatisticsObserver};
 use crate::log::Log;
 use crate::memory::MemoryLog;
 use crate::sqlite::{Options, SqliteLog, Sync};
@@ -97,7 +97,8 @@ impl LogUrl {
                 Arc::new(SqliteLog::open(path, options).await?)
             }
             Self::Kafka(brokers) => {
-                let config = KafkaConfig { settings: options.kafka.clone(), ..KafkaConfig::new(brokers) };
+                let (settings, statistics) = (options.kafka.clone(), options.statistics.clone());
+                let config = KafkaConfig { settings, statistics, ..KafkaConfig::new(brokers) };
                 Arc::new(KafkaLog::wait_for(config, options.wait, options.told).await?)
             }
         })
@@ -105,13 +106,15 @@ impl LogUrl {
 }
 
 /// How a log is opened.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub struct OpenOptions<'a> {
     /// Settings of Kafka's clients; see [`KafkaConfig::settings`].
     pub kafka: &'a Settings,
     /// How long to wait for a log that cannot be reached; none: for ever.
     /// Default 10 s.
     pub wait: Option<Duration>,
+    /// Hears what Kafka's clients tell of themselves. Default: nobody.
+    pub statistics: StatisticsObserver,
     /// Hears what is waited for.
     pub told: &'a (dyn Fn(&crate::error::Error) + Send + std::marker::Sync),
 }
@@ -119,7 +122,7 @@ pub struct OpenOptions<'a> {
 impl Default for OpenOptions<'_> {
     fn default() -> Self {
         const NONE: &Settings = &Settings::new();
-        Self { kafka: NONE, wait: Some(Duration::from_secs(10)), told: &|_| {} }
+        Self { kafka: NONE, wait: Some(Duration::from_secs(10)), statistics: StatisticsObserver::default(), told: &|_| {} }
     }
 }
 

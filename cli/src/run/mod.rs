@@ -42,9 +42,9 @@ pub async fn main(args: RunArgs, output: OutputFormat) -> anyhow::Result<ExitCod
     let (steps, topics) = plan(&args)?;
     preflight(&steps).await?;
     let data = DataFolder::take(args.data.clone().unwrap_or_else(|| args.out.join(".pipedoc")), &args.out)?;
-    let _telemetry = pipedoc_telemetry::init(&pipedoc_telemetry::TelemetryConfig::quiet("pipedoc"))?;
+    let telemetry = pipedoc_telemetry::init(&pipedoc_telemetry::TelemetryConfig::quiet("pipedoc"))?;
 
-    let log = connect::log(&args.log, &data.path).await?;
+    let log = connect::log(&args.log, &data.path, Some(&telemetry)).await?;
     pipedoc_engine::topics::ensure(log.as_ref(), &topics).await.context("making the topics")?;
     if args.retry_failed {
         retry::forget_failed(log.as_ref(), &steps).await.context("looking for documents to try again")?;

@@ -7,12 +7,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pipedoc_telemetry::TelemetryConfig;
+use pipedoc_transport::kafka::StatisticsObserver;
 use pipedoc_transport::objects::Objects;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::args::ProcessArgs;
+use super::kafka_metrics;
 use super::signal::Signals;
 use crate::attach::{self, AttachConfig, KeptFile, Slot, attach};
 use crate::event::Unobserved;
@@ -65,7 +67,7 @@ impl Error {
     pub fn is_refusal(&self) -> bool {
         match self {
             Self::Log(error) => error.is_refusal(),
-            Self::Telemetry(error) => matches!(error, pipedoc_telemetry::Error::Filter { .. }),
+            Self::Telemetry(error) => error.is_refusal(),
             _ => false,
         }
     }
@@ -82,10 +84,11 @@ pub(super) enum End {
 
 /// Lives until a signal comes.
 pub(super) async fn live(factory: Factory, layers: Layers, args: ProcessArgs) -> Result<End, Error> {
-    let _telemetry = telemetry(&factory, &args)?;
+    let telemetry = telemetry(&factory, &args)?;
     let mut signals = Signals::new().map_err(Error::Signals)?;
     let slot = Slot::take(&args.data, &factory.info().module)?;
-    let instance = instance(&factory, &layers, &args, &slot).await?;
+    let statistics = kafka_metrics(telemetry.meter().as_ref());
+    let instance = instance(&factory, &layers, &args, &slot, statistics).await?;
     let (endpoint, serving, stop_serving) = serve(&factory, &layers, &args, &slot).await?;
     let (attached, detach) = attach_to_engines(&factory, &args, &slot, &endpoint, &instance);
     tracing::info!(
@@ -138,8 +141,14 @@ fn telemetry(factory: &Factory, args: &ProcessArgs) -> Result<pipedoc_telemetry:
 }
 
 /// Opens the log and the object store, and makes what runs steps on them.
-async fn instance(factory: &Factory, layers: &Layers, args: &ProcessArgs, slot: &Slot) -> Result<Instance, Error> {
-    let log = args.log.open(&args.data, &|waiting| tracing::warn!("{waiting}")).await?;
+async fn instance(
+    factory: &Factory,
+    layers: &Layers,
+    args: &ProcessArgs,
+    slot: &Slot,
+    statistics: StatisticsObserver,
+) -> Result<Instance, Error> {
+    let log = args.log.open(&args.data, statistics, &|waiting| tracing::warn!("{waiting}")).await?;
     let folder = args.data.join("objects");
     let objects = Objects::local(&folder).map_err(|source| Error::Objects { folder, source })?;
     Ok(Instance::start(InstanceConfig {

@@ -17,6 +17,7 @@ use std::sync::Arc;
 
 use pipedoc_model::kafka::{self, Settings};
 use pipedoc_model::problem::{Problem, Problems};
+use pipedoc_transport::kafka::StatisticsObserver;
 use pipedoc_transport::log::Log;
 use pipedoc_transport::open::{LogUrl, OpenOptions, UnknownLog};
 
@@ -132,10 +133,17 @@ impl LogArgs {
     }
 
     /// Opens it. Where no broker answers, it waits, and `told` hears of it.
+    /// `statistics` hears what Kafka's clients tell of themselves; see
+    /// [`kafka_metrics`](super::kafka_metrics).
     ///
     /// # Errors
     /// When the settings are wrong (all problems at once), or the log cannot be used.
-    pub async fn open(&self, data: &Path, told: &(dyn Fn(String) + Send + Sync)) -> Result<Arc<dyn Log>, Error> {
+    pub async fn open(
+        &self,
+        data: &Path,
+        statistics: StatisticsObserver,
+        told: &(dyn Fn(String) + Send + Sync),
+    ) -> Result<Arc<dyn Log>, Error> {
         if let (Some(log), Some(kafka)) = (&self.log, &self.kafka)
             && log != kafka
             && std::env::var("PIPEDOC_LOG_URL").ok().and_then(|url| url.parse().ok()).as_ref() != Some(log)
@@ -151,7 +159,7 @@ impl LogArgs {
             .wait
             .map_or_else(|| "--wait 30s would give up after that".to_owned(), |wait| format!("for {wait} at most"));
         let told = |error: &pipedoc_transport::error::Error| told(format!("waiting for the log, {limit}: {error}"));
-        let options = OpenOptions { kafka: &settings, wait: self.wait.map(|wait| wait.0), told: &told };
+        let options = OpenOptions { kafka: &settings, wait: self.wait.map(|wait| wait.0), statistics, told: &told };
         url.open_with(&options).await.map_err(|source| Error::Log { url, source })
     }
 

@@ -3,6 +3,7 @@
 //! ```text
 //! args    what can be set, by flags and PIPEDOC_* variables
 //! log     which log, and the settings of its clients
+//! kafka_metrics  what Kafka's clients tell of themselves
 //! help    the end of `--help`: configuration, examples, exit codes
 //! life    the process's life, from telemetry to drain
 //! signal  SIGTERM and SIGINT
@@ -13,6 +14,7 @@
 
 mod args;
 mod help;
+mod kafka_metrics;
 mod life;
 mod log;
 mod signal;
@@ -28,6 +30,7 @@ use crate::layers::{Answer, BoxError, Layers, ProcessService, Request};
 use crate::module::{Connector, Module, RecordModule};
 
 pub use args::{LogFormat, ProcessArgs};
+pub use kafka_metrics::kafka_metrics;
 pub use life::Error;
 pub use log::{Error as LogError, KafkaSetting, LogArgs};
 pub use signal::Signals;

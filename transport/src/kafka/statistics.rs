@@ -59,6 +59,8 @@ impl fmt::Debug for StatisticsObserver {
 /// A client at a moment.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct ClientStatistics {
+    /// Its name within the process (`rdkafka#consumer-3`).
+    pub name: String,
     /// Its `client.id`.
     pub client_id: String,
     /// The group that it is a member of.
@@ -157,6 +159,7 @@ impl ClientStatistics {
             partitions.sort_by(|a, b| a.source.cmp(&b.source));
         }
         Self {
+            name: statistics.name.clone(),
             client_id: statistics.client_id.clone(),
             group: group.map(str::to_owned),
             group_state: statistics.cgrp.as_ref().map(|group| group.state.clone()),
