@@ -475,8 +475,29 @@ async fn clients_that_cannot_be_used_any_more_are_made_anew() {
     log.faults().fail_sends(1, false);
     bed.await_records("out", 2).await;
     let status = bed.drained("s").await;
-    assert!(status.last_error.contains("begins again with new connections"), "{}", status.last_error);
+    let anew = |event: &Event| matches!(event, Event::Error { error } if error.contains("with new connections"));
+    assert_eq!(bed.events.count(anew), 1);
+    assert!(!status.last_error.contains("new connections"), "it is over: {}", status.last_error);
     assert_eq!(status.state, StepState::Running);
+}
+
+/// What stands in the way is shown for as long as it does; a document's error keeps
+/// its time.
+#[tokio::test(start_paused = true)]
+async fn trouble_that_is_over_is_not_shown_any_more() {
+    let (bed, log) = Bed::memory();
+    bed.run(&[plan("s")]).await;
+    bed.send("in", [doc("a", "fail:1")]).await;
+    let before = bed.drained("s").await;
+    assert_eq!(before.last_error, "attempt 1: not yet");
+    log.faults().fail_commits(3, true);
+    bed.send("in", [doc("b", "")]).await;
+    until("the failing commits", || bed.status("s").last_error.contains("committing failed").then_some(())).await;
+    log.faults().fail_reads(2, true);
+    bed.send("in", [doc("c", "")]).await;
+    until("the failing reads", || bed.status("s").last_error.contains("reading failed").then_some(())).await;
+    let after = bed.drained("s").await;
+    assert_eq!((after.last_error, after.last_error_at), (before.last_error, before.last_error_at));
 }
 
 #[tokio::test(start_paused = true)]

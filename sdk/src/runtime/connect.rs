@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::emit::Emissions;
 use super::process::panicked;
-use super::status::{Board, StepState};
+use super::status::{Board, Obstacle, StepState};
 use super::step::Surroundings;
 use super::work::Workshop;
 use super::{Order, retry};
@@ -292,6 +292,7 @@ impl Member {
             match self.consumer.next().await {
                 Ok(event) => {
                     self.failures = 0;
+                    self.board.heard(&event);
                     if let Some(change) = self.change(event) {
                         return Ok(change);
                     }
@@ -346,7 +347,8 @@ impl Member {
     }
 
     fn trouble(&self, error: log::Error) {
-        self.board.trouble(&Error::from(error).context("the group cannot be reached; it is tried again"));
+        let obstacle = Obstacle::to_reading(&error);
+        self.board.hindered(obstacle, &Error::from(error).context("the group cannot be reached; it is tried again"));
     }
 }
 

@@ -4,12 +4,12 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::SystemTime;
 
 use parking_lot::Mutex;
-use pipedoc_model::names::StepId;
-use pipedoc_transport::log::{Consumer, TopicPartition};
+use pipedoc_model::names::{StepId, Topic};
+use pipedoc_transport::log::{self, Consumer, TopicPartition};
 use tokio::sync::Notify;
 
 use crate::error::Error;
@@ -51,9 +51,10 @@ pub struct StepStatus {
     pub done: u64,
     /// Deliveries given up on (dead letters and skips) since then.
     pub failed: u64,
-    /// The newest error with its chain; empty when there was none.
+    /// What stands in the step's way, with its chain, until it is over; else the
+    /// newest error of a document. Empty when there was none.
     pub last_error: String,
-    /// When it was.
+    /// When it was; for what stands in the way: since when.
     pub last_error_at: Option<SystemTime>,
     /// Partitions owned.
     pub partitions: Vec<TopicPartition>,
@@ -67,6 +68,31 @@ pub struct StepStatus {
     pub drained: bool,
 }
 
+/// What stands in a step's way until it is seen to be over.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Obstacle {
+    /// It cannot be opened; over when it is.
+    Opening,
+    /// Its clients broke; over when new ones are heard of.
+    Connections,
+    /// Its log is not to be read; over with the next event.
+    Reading,
+    /// A topic that it reads is not there; over when it is read again.
+    Awaited(Topic),
+    /// Its offsets cannot be committed; over with the next commit.
+    Committing,
+}
+
+impl Obstacle {
+    /// The obstacle that an error of reading tells of.
+    pub(crate) fn to_reading(error: &log::Error) -> Self {
+        match error {
+            log::Error::Awaited { topic } => Self::Awaited(topic.clone()),
+            _ => Self::Reading,
+        }
+    }
+}
+
 /// Where a step's tasks write how it is doing.
 pub(crate) struct Board {
     id: StepId,
@@ -74,6 +100,8 @@ pub(crate) struct Board {
     done: AtomicU64,
     failed: AtomicU64,
     in_flight: AtomicU64,
+    /// Whether something stands in the way: most looks find nothing.
+    hindered: AtomicBool,
     face: Mutex<Face>,
     resumed: Notify,
 }
@@ -83,6 +111,8 @@ struct Face {
     hash: String,
     last_error: String,
     last_error_at: Option<SystemTime>,
+    /// In words, each with when it began.
+    obstacles: BTreeMap<Obstacle, (String, SystemTime)>,
     /// Committed offset of each owned partition.
     partitions: BTreeMap<TopicPartition, i64>,
     drained: bool,
@@ -98,11 +128,13 @@ impl Board {
             done: AtomicU64::new(0),
             failed: AtomicU64::new(0),
             in_flight: AtomicU64::new(0),
+            hindered: AtomicBool::new(false),
             face: Mutex::new(Face {
                 state: StepState::Starting,
                 hash,
                 last_error: String::new(),
                 last_error_at: None,
+                obstacles: BTreeMap::new(),
                 partitions: BTreeMap::new(),
                 drained: false,
                 paused: Vec::new(),
@@ -158,6 +190,8 @@ impl Board {
             face.partitions.clear();
             face.paused.clear();
             face.drained = false;
+            // Those of the clients end with them.
+            face.obstacles.retain(|obstacle, _| matches!(obstacle, Obstacle::Opening | Obstacle::Connections));
         }
         face.consumer = consumer;
     }
@@ -205,6 +239,44 @@ impl Board {
         face.last_error_at = Some(SystemTime::now());
     }
 
+    /// Something stands in the step's way: told, and shown until it is over.
+    pub(crate) fn hindered(&self, by: Obstacle, error: &Error) {
+        let words = error.to_string();
+        self.note(by, words.clone());
+        tracing::warn!(step = %self.id, error = words, "the step has trouble");
+        self.tell_of_storage(error);
+        self.event(&Event::Error { error: words });
+    }
+
+    /// As [`hindered`](Self::hindered), for what is told in another way.
+    pub(crate) fn note(&self, by: Obstacle, words: String) {
+        let mut face = self.face.lock();
+        let entry = face.obstacles.entry(by).or_insert_with(|| (String::new(), SystemTime::now()));
+        entry.0 = words;
+        self.hindered.store(true, Ordering::Release);
+    }
+
+    /// What is so is not in the way any more. Cheap when nothing is.
+    pub(crate) fn is_over(&self, over: impl Fn(&Obstacle) -> bool) {
+        if !self.hindered.load(Ordering::Acquire) {
+            return;
+        }
+        let mut face = self.face.lock();
+        face.obstacles.retain(|obstacle, _| !over(obstacle));
+        self.hindered.store(!face.obstacles.is_empty(), Ordering::Release);
+    }
+
+    /// The log was heard of.
+    pub(crate) fn heard(&self, event: &log::Event) {
+        self.is_over(|obstacle| match (obstacle, event) {
+            (Obstacle::Reading | Obstacle::Connections, _) => true,
+            (Obstacle::Awaited(topic), log::Event::Assigned(assigned)) => {
+                assigned.iter().any(|partition| partition.source.topic == *topic)
+            }
+            _ => false,
+        });
+    }
+
     /// Tells the observer.
     pub(crate) fn event(&self, event: &Event) {
         self.observer.event(&self.id, event);
@@ -236,6 +308,13 @@ impl Board {
             .iter()
             .filter_map(|(partition, committed)| ends.get(partition).map(|end| (end - committed).max(0)))
             .sum();
+        // Why it has failed is the last thing that it had to say.
+        let shown = face.obstacles.values().filter(|_| face.state != StepState::Failed);
+        let newest = shown.max_by_key(|(_, since)| *since).cloned();
+        let (last_error, last_error_at) = match newest {
+            Some((words, since)) => (words, Some(since)),
+            None => (face.last_error.clone(), face.last_error_at),
+        };
         StepStatus {
             id: self.id.clone(),
             state: face.state,
@@ -243,8 +322,8 @@ impl Board {
             in_flight: self.in_flight.load(Ordering::Relaxed),
             done: self.done.load(Ordering::Relaxed),
             failed: self.failed.load(Ordering::Relaxed),
-            last_error: face.last_error.clone(),
-            last_error_at: face.last_error_at,
+            last_error,
+            last_error_at,
             partitions: face.partitions.keys().cloned().collect(),
             paused: face.paused.clone(),
             hash: face.hash.clone(),
