@@ -895,10 +895,12 @@ pub struct InstanceReport {
     /// Generation that the instance runs; 0 when it has none.
     #[prost(uint64, tag = "4")]
     pub generation: u64,
-    /// Hashes of the step bodies that the instance holds, so that only others travel.
+    /// In a session's first report: hashes of the step bodies that the instance
+    /// holds, so that only others travel.
     #[prost(string, repeated, tag = "5")]
     pub held_hashes: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
-    /// State of each step that the instance runs.
+    /// State of each step that the instance runs. In a partial report: of those
+    /// whose state is another than in the report before.
     #[prost(message, repeated, tag = "6")]
     pub steps: ::prost::alloc::vec::Vec<StepReport>,
     /// When the process started.
@@ -913,6 +915,20 @@ pub struct InstanceReport {
     /// Steps the instance is narrowed to (`pipeline/step`); empty: all of its module.
     #[prost(string, repeated, tag = "10")]
     pub serve: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// In a session's first report, from an instance that can be told changes of a
+    /// list: hash of the list of steps that it holds (see `Assignment.list_hash`).
+    /// Empty: it is always told whole lists.
+    #[prost(string, tag = "11")]
+    pub list_hash: ::prost::alloc::string::String,
+    /// Hashes of bodies that the assignment it was sent names and that it lacks all
+    /// the same; they are sent again.
+    #[prost(string, repeated, tag = "12")]
+    pub lacking_hashes: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// True when this report holds only news: registration, endpoint, start and
+    /// `serve` are as reported before in this session, and so are the steps that
+    /// `steps` does not name. A report that is not partial replaces all of that.
+    #[prost(bool, tag = "13")]
+    pub partial: bool,
 }
 /// State of one step in one instance.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -975,13 +991,16 @@ pub mod gateway_message {
         Endpoints(super::Endpoints),
     }
 }
-/// Everything an instance has to do, whole.
+/// Everything an instance has to do, whole. An instance that said so may be told
+/// it by what changed in the list it was told before in the same session: a
+/// module may have thousands of steps and a cluster thousands of instances.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Assignment {
     /// Only grows; an older one is refused.
     #[prost(uint64, tag = "1")]
     pub generation: u64,
-    /// Every step the instance runs.
+    /// Every step the instance runs; with a `base_hash`, those that are new in the
+    /// list or have another hash.
     #[prost(message, repeated, tag = "2")]
     pub steps: ::prost::alloc::vec::Vec<AssignedStep>,
     /// Bodies of the steps whose hashes the instance did not hold.
@@ -990,6 +1009,23 @@ pub struct Assignment {
     /// Name of the cluster.
     #[prost(string, tag = "4")]
     pub cluster: ::prost::alloc::string::String,
+    /// Which list of steps this is, however it is told: SHA-256, in hex, over a line
+    /// `<pipeline>/<step> <hash>` with its line feed for each step, in the order of
+    /// pipelines and steps. To be checked by who puts the list together. Empty when
+    /// the instance is told whole lists.
+    #[prost(string, tag = "5")]
+    pub list_hash: ::prost::alloc::string::String,
+    /// Hash of the list that `steps` and `gone` change: the last one told in this
+    /// session, at first the one in the first report. Empty: `steps` is the list.
+    #[prost(string, tag = "6")]
+    pub base_hash: ::prost::alloc::string::String,
+    /// Steps of that list (`pipeline/step`) that are not in the new one.
+    #[prost(string, repeated, tag = "7")]
+    pub gone: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// True when the next message goes on with this assignment: what is repeated in
+    /// both adds up, and it stands when the last part has come.
+    #[prost(bool, tag = "8")]
+    pub more: bool,
 }
 /// A step in an assignment.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1423,9 +1459,18 @@ pub struct ApplyRequest {
     /// Only validate and plan; nothing is written.
     #[prost(bool, tag = "4")]
     pub dry_run: bool,
-    /// Revision that must be the current one; not supported yet, must be 0.
-    #[prost(uint64, tag = "5")]
-    pub expected_revision: u64,
+    /// Revision that must be the current one; 0: there must be no such pipeline;
+    /// not set: whatever is there. A text that equals the current revision's is
+    /// taken all the same, and changes nothing.
+    #[prost(uint64, optional, tag = "5")]
+    pub expected_revision: ::core::option::Option<u64>,
+    /// Also when a step goes that has records waiting in its default input topic.
+    /// They stay in the topic; a step of the same name would find them.
+    #[prost(bool, tag = "6")]
+    pub abandon: bool,
+    /// Who applies it, for the history; as the caller says.
+    #[prost(string, tag = "7")]
+    pub by: ::prost::alloc::string::String,
 }
 /// What became of an apply.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -1448,6 +1493,19 @@ pub struct ApplyResponse {
     /// What the operator should know though it was taken.
     #[prost(message, repeated, tag = "6")]
     pub warnings: ::prost::alloc::vec::Vec<Problem>,
+    /// Set when it was refused because another revision is the current one.
+    #[prost(message, optional, tag = "7")]
+    pub conflict: ::core::option::Option<Conflict>,
+}
+/// Somebody else changed a pipeline first.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Conflict {
+    /// Revision that was expected; 0: none.
+    #[prost(uint64, tag = "1")]
+    pub expected: u64,
+    /// The current revision; not set when there is no such pipeline.
+    #[prost(message, optional, tag = "2")]
+    pub current: ::core::option::Option<RevisionSummary>,
 }
 /// Something wrong with a text.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1474,7 +1532,7 @@ pub struct GetRequest {
     /// Name of the pipeline.
     #[prost(string, tag = "1")]
     pub pipeline: ::prost::alloc::string::String,
-    /// Which revision; not supported yet, must be 0 (the current one).
+    /// Which revision; 0: the current one.
     #[prost(uint64, tag = "2")]
     pub revision: u64,
 }
@@ -1496,6 +1554,122 @@ pub struct GetResponse {
         ::prost::alloc::string::String,
         ::prost::alloc::string::String,
     >,
+    /// When, by whom and how the revision was made.
+    #[prost(message, optional, tag = "5")]
+    pub summary: ::core::option::Option<RevisionSummary>,
+    /// Name of the cluster.
+    #[prost(string, tag = "6")]
+    pub cluster: ::prost::alloc::string::String,
+}
+/// A revision without its text.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RevisionSummary {
+    /// Its number.
+    #[prost(uint64, tag = "1")]
+    pub revision: u64,
+    /// When it was made.
+    #[prost(message, optional, tag = "2")]
+    pub applied_at: ::core::option::Option<::prost_types::Timestamp>,
+    /// How it came.
+    #[prost(enumeration = "Road", tag = "3")]
+    pub road: i32,
+    /// Revision whose text it has, when it came by Rollback.
+    #[prost(uint64, tag = "4")]
+    pub rollback_of: u64,
+    /// Revision that was the current one before; 0: none.
+    #[prost(uint64, tag = "5")]
+    pub replaces: u64,
+    /// Who made it, as they said; empty when nobody said.
+    #[prost(string, tag = "6")]
+    pub by: ::prost::alloc::string::String,
+    /// File or key that the text came from; may be empty.
+    #[prost(string, tag = "7")]
+    pub file: ::prost::alloc::string::String,
+    /// How many steps it has.
+    #[prost(uint32, tag = "8")]
+    pub steps: u32,
+    /// Whether it is the current one.
+    #[prost(bool, tag = "9")]
+    pub current: bool,
+}
+/// Asks for a pipeline's revisions.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct HistoryRequest {
+    /// Name of the pipeline.
+    #[prost(string, tag = "1")]
+    pub pipeline: ::prost::alloc::string::String,
+}
+/// A pipeline's revisions.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct HistoryResponse {
+    /// Name of the pipeline.
+    #[prost(string, tag = "1")]
+    pub pipeline: ::prost::alloc::string::String,
+    /// Those that are kept (the last 50), newest first.
+    #[prost(message, repeated, tag = "2")]
+    pub revisions: ::prost::alloc::vec::Vec<RevisionSummary>,
+    /// When the pipeline was deleted; not set while there is one.
+    #[prost(message, optional, tag = "3")]
+    pub deleted_at: ::core::option::Option<::prost_types::Timestamp>,
+    /// Who deleted it, as they said.
+    #[prost(string, tag = "4")]
+    pub deleted_by: ::prost::alloc::string::String,
+}
+/// Asks for an earlier text of a pipeline.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RollbackRequest {
+    /// Name of the pipeline.
+    #[prost(string, tag = "1")]
+    pub pipeline: ::prost::alloc::string::String,
+    /// Revision whose text is wanted; 0: the one before the current one, of a
+    /// deleted pipeline its last one.
+    #[prost(uint64, tag = "2")]
+    pub revision: u64,
+    /// As in ApplyRequest.
+    #[prost(uint64, optional, tag = "3")]
+    pub expected_revision: ::core::option::Option<u64>,
+    /// As in ApplyRequest.
+    #[prost(bool, tag = "4")]
+    pub abandon: bool,
+    /// As in ApplyRequest.
+    #[prost(string, tag = "5")]
+    pub by: ::prost::alloc::string::String,
+}
+/// Asks for a pipeline to be removed.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DeleteRequest {
+    /// Name of the pipeline.
+    #[prost(string, tag = "1")]
+    pub pipeline: ::prost::alloc::string::String,
+    /// Also when its steps have records waiting in their default input topics.
+    /// They stay there; a step of the same name would find them.
+    #[prost(bool, tag = "2")]
+    pub abandon: bool,
+    /// As in ApplyRequest.
+    #[prost(uint64, optional, tag = "3")]
+    pub expected_revision: ::core::option::Option<u64>,
+    /// As in ApplyRequest.
+    #[prost(string, tag = "4")]
+    pub by: ::prost::alloc::string::String,
+}
+/// What became of a delete.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct DeleteResponse {
+    /// True when the pipeline was removed.
+    #[prost(bool, tag = "1")]
+    pub accepted: bool,
+    /// Its last revision; it stays, so that Rollback can bring the pipeline back.
+    #[prost(uint64, tag = "2")]
+    pub revision: u64,
+    /// Generation of the head without the pipeline.
+    #[prost(uint64, tag = "3")]
+    pub generation: u64,
+    /// Why it was refused, all at once.
+    #[prost(message, repeated, tag = "4")]
+    pub errors: ::prost::alloc::vec::Vec<Problem>,
+    /// Set when it was refused because another revision is the current one.
+    #[prost(message, optional, tag = "5")]
+    pub conflict: ::core::option::Option<Conflict>,
 }
 /// Asks for the pipelines.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1555,7 +1729,8 @@ pub struct PipelineStatus {
     /// Name of the pipeline.
     #[prost(string, tag = "1")]
     pub pipeline: ::prost::alloc::string::String,
-    /// Its current revision.
+    /// Its current revision; 0: the store does not have the pipeline, and instances
+    /// still run what they were told of it.
     #[prost(uint64, tag = "2")]
     pub revision: u64,
     /// Its steps, in the file's order.
@@ -1635,6 +1810,43 @@ pub struct InstanceStatus {
     /// Its steps.
     #[prost(message, repeated, tag = "10")]
     pub steps: ::prost::alloc::vec::Vec<StepReport>,
+}
+/// The road on which a revision came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum Road {
+    /// Not known.
+    Unspecified = 0,
+    /// By Apply.
+    Apply = 1,
+    /// By an edit in the folder, or in Consul.
+    Inbox = 2,
+    /// By Rollback.
+    Rollback = 3,
+}
+impl Road {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "ROAD_UNSPECIFIED",
+            Self::Apply => "ROAD_APPLY",
+            Self::Inbox => "ROAD_INBOX",
+            Self::Rollback => "ROAD_ROLLBACK",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "ROAD_UNSPECIFIED" => Some(Self::Unspecified),
+            "ROAD_APPLY" => Some(Self::Apply),
+            "ROAD_INBOX" => Some(Self::Inbox),
+            "ROAD_ROLLBACK" => Some(Self::Rollback),
+            _ => None,
+        }
+    }
 }
 /// Generated client implementations.
 pub mod pipeline_control_client {
@@ -1751,7 +1963,8 @@ pub mod pipeline_control_client {
                 .insert(GrpcMethod::new("pipedoc.v1.PipelineControl", "Apply"));
             self.inner.unary(req, path, codec).await
         }
-        /// Gives a pipeline as it was applied. NOT_FOUND when there is none.
+        /// Gives a pipeline as it was applied. NOT_FOUND when there is none, or no such
+        /// revision.
         pub async fn get(
             &mut self,
             request: impl tonic::IntoRequest<super::GetRequest>,
@@ -1771,6 +1984,78 @@ pub mod pipeline_control_client {
             let mut req = request.into_request();
             req.extensions_mut()
                 .insert(GrpcMethod::new("pipedoc.v1.PipelineControl", "Get"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Lists a pipeline's revisions, newest first, also of a pipeline that was
+        /// deleted. NOT_FOUND when there never was one.
+        pub async fn history(
+            &mut self,
+            request: impl tonic::IntoRequest<super::HistoryRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::HistoryResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/pipedoc.v1.PipelineControl/History",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("pipedoc.v1.PipelineControl", "History"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Makes the text of an earlier revision the pipeline's newest revision, or
+        /// refuses it as Apply does. Brings a deleted pipeline back.
+        pub async fn rollback(
+            &mut self,
+            request: impl tonic::IntoRequest<super::RollbackRequest>,
+        ) -> std::result::Result<tonic::Response<super::ApplyResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/pipedoc.v1.PipelineControl/Rollback",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("pipedoc.v1.PipelineControl", "Rollback"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Removes a pipeline from what runs. Its topics and revisions stay.
+        /// NOT_FOUND when there is none. Refusals are answers, no gRPC errors.
+        pub async fn delete(
+            &mut self,
+            request: impl tonic::IntoRequest<super::DeleteRequest>,
+        ) -> std::result::Result<tonic::Response<super::DeleteResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/pipedoc.v1.PipelineControl/Delete",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("pipedoc.v1.PipelineControl", "Delete"));
             self.inner.unary(req, path, codec).await
         }
         /// Lists the pipelines.
@@ -1838,11 +2123,30 @@ pub mod pipeline_control_server {
             &self,
             request: tonic::Request<super::ApplyRequest>,
         ) -> std::result::Result<tonic::Response<super::ApplyResponse>, tonic::Status>;
-        /// Gives a pipeline as it was applied. NOT_FOUND when there is none.
+        /// Gives a pipeline as it was applied. NOT_FOUND when there is none, or no such
+        /// revision.
         async fn get(
             &self,
             request: tonic::Request<super::GetRequest>,
         ) -> std::result::Result<tonic::Response<super::GetResponse>, tonic::Status>;
+        /// Lists a pipeline's revisions, newest first, also of a pipeline that was
+        /// deleted. NOT_FOUND when there never was one.
+        async fn history(
+            &self,
+            request: tonic::Request<super::HistoryRequest>,
+        ) -> std::result::Result<tonic::Response<super::HistoryResponse>, tonic::Status>;
+        /// Makes the text of an earlier revision the pipeline's newest revision, or
+        /// refuses it as Apply does. Brings a deleted pipeline back.
+        async fn rollback(
+            &self,
+            request: tonic::Request<super::RollbackRequest>,
+        ) -> std::result::Result<tonic::Response<super::ApplyResponse>, tonic::Status>;
+        /// Removes a pipeline from what runs. Its topics and revisions stay.
+        /// NOT_FOUND when there is none. Refusals are answers, no gRPC errors.
+        async fn delete(
+            &self,
+            request: tonic::Request<super::DeleteRequest>,
+        ) -> std::result::Result<tonic::Response<super::DeleteResponse>, tonic::Status>;
         /// Lists the pipelines.
         async fn list(
             &self,
@@ -2004,6 +2308,141 @@ pub mod pipeline_control_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = GetSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/pipedoc.v1.PipelineControl/History" => {
+                    #[allow(non_camel_case_types)]
+                    struct HistorySvc<T: PipelineControl>(pub Arc<T>);
+                    impl<
+                        T: PipelineControl,
+                    > tonic::server::UnaryService<super::HistoryRequest>
+                    for HistorySvc<T> {
+                        type Response = super::HistoryResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::HistoryRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as PipelineControl>::history(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = HistorySvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/pipedoc.v1.PipelineControl/Rollback" => {
+                    #[allow(non_camel_case_types)]
+                    struct RollbackSvc<T: PipelineControl>(pub Arc<T>);
+                    impl<
+                        T: PipelineControl,
+                    > tonic::server::UnaryService<super::RollbackRequest>
+                    for RollbackSvc<T> {
+                        type Response = super::ApplyResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::RollbackRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as PipelineControl>::rollback(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = RollbackSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/pipedoc.v1.PipelineControl/Delete" => {
+                    #[allow(non_camel_case_types)]
+                    struct DeleteSvc<T: PipelineControl>(pub Arc<T>);
+                    impl<
+                        T: PipelineControl,
+                    > tonic::server::UnaryService<super::DeleteRequest>
+                    for DeleteSvc<T> {
+                        type Response = super::DeleteResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::DeleteRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as PipelineControl>::delete(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = DeleteSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
