@@ -3,7 +3,7 @@
 use pipedoc_model::names::ModuleName;
 use pipedoc_model::registry::ModuleInfo;
 use pipedoc_model::step::StepType;
-use pipedoc_proto::v1::{InstanceReport, StepType as ProtoStepType};
+use pipedoc_proto::v1::{InstanceReport, ServiceRegistration, StepType as ProtoStepType};
 
 use crate::error::Error;
 
@@ -16,10 +16,22 @@ pub(crate) fn read(report: &InstanceReport) -> Result<ModuleInfo, Error> {
     if report.instance_id.is_empty() {
         reasons.push("instance_id is empty; give the instance an id that it keeps".to_owned());
     }
-    let Some(registration) = &report.registration else {
-        reasons.push("registration is missing; the first report says who the module is".to_owned());
-        return Err(Error::Invalid(reasons));
-    };
+    match report.registration.as_ref().map(info) {
+        None => reasons.push("registration is missing; the first report says who the module is".to_owned()),
+        Some(Ok(info)) if reasons.is_empty() => return Ok(info),
+        Some(Ok(_)) => {}
+        Some(Err(Error::Invalid(more))) => reasons.extend(more),
+        Some(Err(error)) => return Err(error),
+    }
+    Err(Error::Invalid(reasons))
+}
+
+/// What a module says of itself.
+///
+/// # Errors
+/// Every reason why that cannot be right.
+pub(crate) fn info(registration: &ServiceRegistration) -> Result<ModuleInfo, Error> {
+    let mut reasons = Vec::new();
     let module =
         ModuleName::new(&registration.module).map_err(|error| reasons.push(format!("registration.module: {error}")));
     let mut step_types = Vec::new();

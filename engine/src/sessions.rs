@@ -1,6 +1,8 @@
 //! The attached instances, with what they reported last.
 //!
-//! Knows reports as they came; nothing is decided here.
+//! Knows reports as they came, partial ones put together; nothing is decided
+//! here. A thousand instances with hundreds of steps each are kept small: a step
+//! that an instance was told of is not spelled out again.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -8,16 +10,176 @@ use std::time::SystemTime;
 
 use parking_lot::Mutex;
 use pipedoc_model::names::ModuleName;
-use pipedoc_proto::v1::InstanceReport;
+use pipedoc_proto::v1::{InstanceReport, StepReport, StepState};
+use prost_types::Timestamp;
+
+use crate::view::{ReadyStep, StepList};
 
 /// An attached instance.
 #[derive(Debug, Clone)]
 pub(crate) struct Attached {
     pub(crate) module: ModuleName,
-    /// Its last report.
-    pub(crate) report: InstanceReport,
-    /// When that came.
+    pub(crate) instance_id: String,
+    pub(crate) version: String,
+    pub(crate) endpoint: String,
+    pub(crate) started_at: Option<Timestamp>,
+    pub(crate) serve: Vec<String>,
+    pub(crate) generation: u64,
+    pub(crate) from_disk: bool,
+    pub(crate) refusals: Vec<String>,
+    /// When its last report came.
     pub(crate) reported_at: SystemTime,
+    /// Its steps, by their names.
+    steps: Vec<StepNow>,
+}
+
+/// State of a step in an instance, as it was reported last.
+#[derive(Debug, Clone)]
+pub(crate) struct StepNow {
+    which: Which,
+    state: i32,
+    pub(crate) lag: i64,
+    pub(crate) in_flight: i64,
+    pub(crate) done: i64,
+    pub(crate) failed: i64,
+    /// The newest error and when it was; most steps have none.
+    error: Option<Box<(String, Option<Timestamp>)>>,
+    partitions: Box<[String]>,
+    drained: bool,
+}
+
+/// Which step that is, and the hash of what it does.
+#[derive(Debug, Clone)]
+enum Which {
+    /// One that the instance was told of.
+    Told(Arc<ReadyStep>),
+    /// Another: pipeline, step, hash.
+    Other(Box<(String, String, String)>),
+}
+
+impl Attached {
+    fn new(module: ModuleName, report: InstanceReport) -> Self {
+        let mut attached = Self {
+            module,
+            instance_id: report.instance_id.clone(),
+            version: String::new(),
+            endpoint: String::new(),
+            started_at: None,
+            serve: Vec::new(),
+            generation: 0,
+            from_disk: false,
+            refusals: Vec::new(),
+            reported_at: SystemTime::now(),
+            steps: Vec::new(),
+        };
+        attached.take(report, None);
+        attached
+    }
+
+    /// Takes a report in. `told` are the steps that the instance was told of.
+    fn take(&mut self, report: InstanceReport, told: Option<&StepList>) {
+        self.reported_at = SystemTime::now();
+        self.generation = report.generation;
+        self.from_disk = report.from_disk;
+        self.refusals = report.refusals;
+        let steps = report.steps.into_iter().map(|step| StepNow::new(step, told));
+        if !report.partial {
+            self.version = report.registration.map(|registration| registration.version).unwrap_or_default();
+            self.endpoint = report.endpoint;
+            self.started_at = report.started_at;
+            self.serve = report.serve;
+            self.steps = steps.collect();
+            self.steps.sort_by(|a, b| a.name().cmp(&b.name()));
+            return;
+        }
+        for step in steps {
+            match self.place(step.name()) {
+                Ok(at) => self.steps[at] = step,
+                Err(at) => self.steps.insert(at, step),
+            }
+        }
+    }
+
+    /// What it reported of a step.
+    pub(crate) fn step(&self, pipeline: &str, step: &str) -> Option<&StepNow> {
+        self.place((pipeline, step)).ok().map(|at| &self.steps[at])
+    }
+
+    /// What it reported of all steps, by their names.
+    pub(crate) fn steps(&self) -> impl Iterator<Item = &StepNow> {
+        self.steps.iter()
+    }
+
+    fn place(&self, name: (&str, &str)) -> Result<usize, usize> {
+        self.steps.binary_search_by(|step| step.name().cmp(&name))
+    }
+}
+
+impl StepNow {
+    fn new(report: StepReport, told: Option<&StepList>) -> Self {
+        let known = told.and_then(|told| told.step(&report.pipeline, &report.step));
+        let which = match known.filter(|step| step.hash == report.hash) {
+            Some(step) => Which::Told(Arc::clone(step)),
+            None => Which::Other(Box::new((report.pipeline, report.step, report.hash))),
+        };
+        let has_error = !report.last_error.is_empty() || report.last_error_at.is_some();
+        Self {
+            which,
+            state: report.state,
+            lag: report.lag,
+            in_flight: report.in_flight,
+            done: report.done,
+            failed: report.failed,
+            error: has_error.then(|| Box::new((report.last_error, report.last_error_at))),
+            partitions: report.partitions.into(),
+            drained: report.drained,
+        }
+    }
+
+    /// Its pipeline and step.
+    pub(crate) fn name(&self) -> (&str, &str) {
+        match &self.which {
+            Which::Told(step) => (step.plan.id.pipeline.as_str(), step.plan.id.step.as_str()),
+            Which::Other(other) => (&other.0, &other.1),
+        }
+    }
+
+    pub(crate) fn state(&self) -> StepState {
+        StepState::try_from(self.state).unwrap_or_default()
+    }
+
+    /// The newest error; empty if there was none.
+    pub(crate) fn last_error(&self) -> &str {
+        self.error.as_ref().map_or("", |error| &error.0)
+    }
+
+    /// When that was.
+    pub(crate) fn last_error_at(&self) -> Option<Timestamp> {
+        self.error.as_ref().and_then(|error| error.1)
+    }
+
+    /// The report that it was.
+    pub(crate) fn to_report(&self) -> StepReport {
+        let (pipeline, step) = self.name();
+        let hash = match &self.which {
+            Which::Told(step) => &step.hash,
+            Which::Other(other) => &other.2,
+        };
+        StepReport {
+            pipeline: pipeline.to_owned(),
+            step: step.to_owned(),
+            state: self.state,
+            lag: self.lag,
+            in_flight: self.in_flight,
+            done: self.done,
+            failed: self.failed,
+            last_error: self.last_error().to_owned(),
+            last_error_at: self.last_error_at(),
+            partitions: self.partitions.to_vec(),
+            hash: hash.clone(),
+            drained: self.drained,
+        }
+    }
 }
 
 /// The attached instances.
@@ -28,24 +190,26 @@ pub(crate) struct Sessions(Arc<Mutex<Table>>);
 struct Table {
     last: u64,
     /// By session: an instance may be back before its old session has ended.
-    sessions: BTreeMap<u64, Attached>,
+    sessions: BTreeMap<u64, Arc<Attached>>,
 }
 
 impl Sessions {
     /// Enters an instance; it leaves when the session is dropped.
     pub(crate) fn enter(&self, module: ModuleName, report: InstanceReport) -> Session {
+        let attached = Arc::new(Attached::new(module, report));
         let mut table = self.0.lock();
         table.last += 1;
         let id = table.last;
-        table.sessions.insert(id, Attached { module, report, reported_at: SystemTime::now() });
+        table.sessions.insert(id, attached);
         Session { id, sessions: self.clone() }
     }
 
     /// The attached instances, each once with its newest session, by module and id.
-    pub(crate) fn all(&self) -> Vec<Attached> {
+    pub(crate) fn all(&self) -> Vec<Arc<Attached>> {
+        let all: Vec<_> = self.0.lock().sessions.values().cloned().collect();
         let mut newest = BTreeMap::new();
-        for attached in self.0.lock().sessions.values() {
-            newest.insert((attached.module.clone(), attached.report.instance_id.clone()), attached.clone());
+        for attached in all {
+            newest.insert((attached.module.clone(), attached.instance_id.clone()), attached);
         }
         newest.into_values().collect()
     }
@@ -59,11 +223,10 @@ pub(crate) struct Session {
 }
 
 impl Session {
-    /// Takes in a newer report.
-    pub(crate) fn report(&self, report: InstanceReport) {
+    /// Takes in a newer report. `told` are the steps that the instance was told of.
+    pub(crate) fn report(&self, report: InstanceReport, told: Option<&StepList>) {
         if let Some(attached) = self.sessions.0.lock().sessions.get_mut(&self.id) {
-            attached.report = report;
-            attached.reported_at = SystemTime::now();
+            Arc::make_mut(attached).take(report, told);
         }
     }
 }
@@ -71,5 +234,60 @@ impl Session {
 impl Drop for Session {
     fn drop(&mut self) {
         self.sessions.0.lock().sessions.remove(&self.id);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use pipedoc_proto::v1::ServiceRegistration;
+
+    use super::*;
+    use crate::view::View;
+    use crate::view::tests::{module, pipeline_view, view_of};
+
+    fn step(name: &str, hash: &str, done: i64) -> StepReport {
+        let hash = hash.to_owned();
+        StepReport { pipeline: "a".into(), step: name.into(), hash, done, ..StepReport::default() }
+    }
+
+    #[test]
+    fn partial_reports_are_put_together_with_those_before() {
+        let view = view_of(&View::default(), vec![pipeline_view("a", &[1, 1, 1])]);
+        let list = Arc::clone(view.list(&module("m0")).unwrap());
+        let sessions = Sessions::default();
+        let registration = ServiceRegistration { version: "1.2.3".into(), ..ServiceRegistration::default() };
+        let first = InstanceReport {
+            instance_id: "one".into(),
+            registration: Some(registration),
+            endpoint: "http://here".into(),
+            steps: vec![step("s2", "old", 1), step("s0", &list.steps()[0].hash, 2)],
+            ..InstanceReport::default()
+        };
+        let session = sessions.enter(module("m0"), first);
+        let failed = StepReport {
+            last_error: "no".into(),
+            partitions: vec!["t[0]".into()],
+            ..step("s2", &list.steps()[1].hash, 7)
+        };
+        let news =
+            InstanceReport { generation: 5, steps: vec![failed.clone()], partial: true, ..InstanceReport::default() };
+        session.report(news, Some(&list));
+        let all = sessions.all();
+        let [one] = &all[..] else { panic!("{all:?}") };
+        assert_eq!((one.generation, one.version.as_str(), one.endpoint.as_str()), (5, "1.2.3", "http://here"));
+        assert_eq!(one.step("a", "s0").unwrap().done, 2);
+        assert_eq!(one.step("a", "s2").unwrap().to_report(), failed);
+        assert_eq!(one.steps().count(), 2);
+
+        let whole = InstanceReport { steps: vec![step("s0", "x", 3)], ..InstanceReport::default() };
+        session.report(whole, Some(&list));
+        let all = sessions.all();
+        assert_eq!(
+            all[0].steps().map(StepNow::to_report).collect::<Vec<_>>(),
+            [step("s0", "x", 3)],
+            "what is gone is gone"
+        );
+        drop(session);
+        assert!(sessions.all().is_empty());
     }
 }

@@ -1,14 +1,20 @@
 //! Reads all that a reconciliation looks at from the store, at once.
 //!
-//! Values that never change are read once and kept.
+//! Values that never change are read once and kept, and shared by all who look at
+//! them: there may be hundreds of pipelines, of which one changes at a time.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
+use futures::{StreamExt, TryStreamExt};
 use pipedoc_model::names::{ModuleName, PipelineName};
-use pipedoc_model::registry::{ModuleInfo, Modules};
+use pipedoc_model::registry::Modules;
 
 use crate::catalog::{Catalog, CurrentHead, Head, Note, Revision, Wishes};
 use crate::store::{self, InboxEntry, Key};
+
+/// So many values are read at once: an engine that starts reads hundreds.
+const AT_ONCE: usize = 8;
 
 /// The store's state at a moment.
 ///
@@ -32,23 +38,33 @@ impl Snapshot {
 }
 
 /// What a head refers to.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Facts {
-    pub(crate) revisions: BTreeMap<PipelineName, (u64, Revision)>,
-    pub(crate) wishes: BTreeMap<PipelineName, Wishes>,
-    pub(crate) modules: Modules,
+    pub(crate) revisions: BTreeMap<PipelineName, (u64, Arc<Revision>)>,
+    pub(crate) wishes: BTreeMap<PipelineName, (u64, Arc<Wishes>)>,
+    pub(crate) modules: Arc<Modules>,
 }
 
 /// Reads snapshots, remembering what never changes.
 pub(crate) struct Reader {
     catalog: Catalog,
-    revisions: BTreeMap<PipelineName, (u64, Revision)>,
-    modules: BTreeMap<ModuleName, (u64, ModuleInfo)>,
+    /// In which life of the store they were read.
+    born: String,
+    revisions: BTreeMap<PipelineName, (u64, Arc<Revision>)>,
+    wishes: BTreeMap<PipelineName, (u64, Arc<Wishes>)>,
+    /// The registrations with their numbers.
+    modules: (BTreeMap<ModuleName, u64>, Arc<Modules>),
 }
 
 impl Reader {
     pub(crate) fn new(catalog: Catalog) -> Self {
-        Self { catalog, revisions: BTreeMap::new(), modules: BTreeMap::new() }
+        Self {
+            catalog,
+            born: String::new(),
+            revisions: BTreeMap::new(),
+            wishes: BTreeMap::new(),
+            modules: Default::default(),
+        }
     }
 
     pub(crate) async fn snapshot(&mut self) -> store::Result<Snapshot> {
@@ -61,37 +77,57 @@ impl Reader {
 
     /// What a head refers to. Without a head: the modules that ever registered.
     pub(crate) async fn facts(&mut self, head: Option<&Head>) -> store::Result<Facts> {
-        let mut facts = Facts::default();
-        let modules = match head {
-            Some(head) => head.modules.clone(),
-            None => self.catalog.newest_modules().await?,
+        let born = head.map_or("", |head| &head.born);
+        if born != self.born {
+            // The store has lost its data, or had none: numbers begin anew.
+            *self = Self { born: born.to_owned(), ..Self::new(self.catalog.clone()) };
+        }
+        let Some(head) = head else {
+            let newest = self.catalog.newest_modules().await?;
+            return Ok(Facts { modules: self.modules(&newest).await?, ..Facts::default() });
         };
-        for (name, number) in modules {
-            if self.modules.get(&name).is_none_or(|known| known.0 != number) {
-                let info = self.catalog.module(&name, number).await?;
-                let info = info.ok_or_else(|| missing(&["modules", name.as_str(), &number.to_string()]))?;
-                self.modules.insert(name.clone(), (number, info));
-            }
-            if let Some((_, info)) = self.modules.get(&name) {
-                facts.modules.insert(name, info.clone());
-            }
-        }
-        let Some(head) = head else { return Ok(facts) };
-        for (name, number) in &head.pipelines {
-            if self.revisions.get(name).is_none_or(|known| known.0 != *number) {
-                let revision = self.catalog.revision(name, *number).await?;
-                let revision = revision.ok_or_else(|| missing(&["revisions", name.as_str(), &number.to_string()]))?;
-                self.revisions.insert(name.clone(), (*number, revision));
-            }
-        }
+        let modules = self.modules(&head.modules).await?;
         self.revisions.retain(|name, _| head.pipelines.contains_key(name));
-        facts.revisions = self.revisions.clone();
+        let known = |name: &PipelineName, number: u64| self.revisions.get(name).is_some_and(|known| known.0 == number);
+        let new: Vec<_> = head.pipelines.iter().filter(|(name, number)| !known(name, **number)).collect();
+        let catalog = self.catalog.clone();
+        let read = async |(name, number): (&PipelineName, &u64)| {
+            let revision = catalog.revision(name, *number).await?;
+            let revision = revision.ok_or_else(|| missing(&["revisions", name.as_str(), &number.to_string()]))?;
+            Ok::<_, store::Error>((name.clone(), (*number, Arc::new(revision))))
+        };
+        let new: Vec<_> = futures::stream::iter(new).map(read).buffer_unordered(AT_ONCE).try_collect().await?;
+        self.revisions.extend(new);
+        self.wishes.retain(|name, _| head.controls.contains_key(name));
         for (name, number) in &head.controls {
-            if let Some(wishes) = self.catalog.wishes(name, *number).await? {
-                facts.wishes.insert(name.clone(), wishes);
+            if self.wishes.get(name).is_none_or(|known| known.0 != *number)
+                && let Some(wishes) = self.catalog.wishes(name, *number).await?
+            {
+                self.wishes.insert(name.clone(), (*number, Arc::new(wishes)));
             }
         }
-        Ok(facts)
+        // One that is named and gone wishes nothing, whatever was wished before.
+        self.wishes.retain(|name, (number, _)| head.controls.get(name) == Some(number));
+        Ok(Facts { revisions: self.revisions.clone(), wishes: self.wishes.clone(), modules })
+    }
+
+    async fn modules(&mut self, numbers: &BTreeMap<ModuleName, u64>) -> store::Result<Arc<Modules>> {
+        if self.modules.0 != *numbers {
+            let mut modules = Modules::new();
+            for (name, number) in numbers {
+                let info = match self.modules.1.get(name) {
+                    Some(info) if self.modules.0.get(name) == Some(number) => info.clone(),
+                    _ => self
+                        .catalog
+                        .module(name, *number)
+                        .await?
+                        .ok_or_else(|| missing(&["modules", name.as_str(), &number.to_string()]))?,
+                };
+                modules.insert(name.clone(), info);
+            }
+            self.modules = (numbers.clone(), Arc::new(modules));
+        }
+        Ok(Arc::clone(&self.modules.1))
     }
 }
 

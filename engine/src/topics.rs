@@ -1,12 +1,28 @@
 //! Makes the topics that a plan needs, or checks that they are there.
 //!
-//! Only ever adds: topics are made and grow; nothing is deleted or shrunk.
+//! Only ever adds: topics are made and grow; nothing is deleted or shrunk. An
+//! engine asks the log only for topics that are new to it, and looks at all others
+//! slowly, again and again: somebody may have deleted one.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt;
+use parking_lot::Mutex;
 use pipedoc_model::names::Topic;
 use pipedoc_model::pipeline::TopicPolicy;
 use pipedoc_model::plan::{Plan, TopicPlan};
 use pipedoc_transport::error::Error as LogError;
 use pipedoc_transport::log::{Log, TopicInfo, TopicSettings, TopicSpec};
+use tokio::sync::{Notify, watch};
+
+/// How often each topic is looked at though the plan is the same.
+const LOOK_EVERY: Duration = Duration::from_secs(60);
+/// So many are looked at in a row, and then the rest has its turn.
+const ROW: usize = 256;
+/// So many the log is asked for at once.
+const AT_ONCE: usize = 16;
 
 /// Why topics are not as the plan needs them.
 #[derive(Debug, thiserror::Error)]
@@ -85,10 +101,10 @@ pub async fn ensure(log: &dyn Log, plan: &Plan) -> Result<(), Error> {
     if !unfit.is_empty() {
         return Err(Error::Unfit(unfit));
     }
-    match ensure_each(log, plan).await.into_iter().next() {
-        None => Ok(()),
-        Some((_, error)) => Err(error),
+    for wanted in &plan.topics {
+        ensure_one(log, wanted).await?;
     }
+    Ok(())
 }
 
 /// The topics under `VERIFY` that do not fit. Makes nothing.
@@ -135,15 +151,97 @@ pub async fn growing(log: &dyn Log, plan: &Plan) -> Result<Vec<Grows>, Error> {
     Ok(growing)
 }
 
-/// Ensures every topic by itself, and gives those where that did not succeed.
-pub(crate) async fn ensure_each(log: &dyn Log, plan: &Plan) -> Vec<(Topic, Error)> {
-    let mut troubles = Vec::new();
-    for wanted in &plan.topics {
-        if let Err(error) = ensure_one(log, wanted).await {
-            troubles.push((wanted.topic.clone(), error));
+/// An engine's topics: those that were well are not asked for again.
+pub(crate) struct Keeper {
+    log: Arc<dyn Log>,
+    well: BTreeMap<Topic, TopicPlan>,
+    /// All that is wanted, for who looks at it again and again.
+    wanted: watch::Sender<Arc<Vec<TopicPlan>>>,
+    suspects: Arc<Mutex<BTreeSet<Topic>>>,
+}
+
+impl Keeper {
+    pub(crate) fn new(log: Arc<dyn Log>) -> Self {
+        Self { log, well: BTreeMap::new(), wanted: watch::Sender::default(), suspects: Arc::default() }
+    }
+
+    /// Looks at all topics again and again; never returns. Wakes the engine when one
+    /// is not as it was.
+    pub(crate) fn look_after(&self, nudge: Arc<Notify>) -> impl Future<Output = ()> + Send + use<> {
+        look_after(Arc::clone(&self.log), self.wanted.subscribe(), Arc::clone(&self.suspects), nudge)
+    }
+
+    /// Whether some topic is not as it was.
+    pub(crate) fn has_suspects(&self) -> bool {
+        !self.suspects.lock().is_empty()
+    }
+
+    /// Ensures every topic by itself, and gives those where that did not succeed.
+    /// Where the log is away it gives up at once.
+    pub(crate) async fn ensure(&mut self, wanted: Vec<TopicPlan>) -> Vec<(Topic, Error)> {
+        let suspects = std::mem::take(&mut *self.suspects.lock());
+        let well =
+            |wanted: &&TopicPlan| self.well.get(&wanted.topic) == Some(wanted) && !suspects.contains(&wanted.topic);
+        let open: Vec<_> = wanted.iter().filter(|wanted| !well(wanted)).cloned().collect();
+        self.well.retain(|topic, _| wanted.binary_search_by(|wanted| wanted.topic.cmp(topic)).is_ok());
+        for wanted in &open {
+            self.well.remove(&wanted.topic);
+        }
+        let log = self.log.as_ref();
+        let ensured = futures::stream::iter(open).map(async |wanted| (ensure_one(log, &wanted).await, wanted));
+        let mut ensured = std::pin::pin!(ensured.buffer_unordered(AT_ONCE));
+        let mut troubles = Vec::new();
+        while let Some((outcome, wanted)) = ensured.next().await {
+            let Err(error) = outcome else {
+                self.well.insert(wanted.topic.clone(), wanted);
+                continue;
+            };
+            let away = error.is_retryable();
+            troubles.push((wanted.topic, error));
+            if away {
+                break;
+            }
+        }
+        self.wanted.send_replace(Arc::new(wanted));
+        troubles.sort_by(|(a, _), (b, _)| a.cmp(b));
+        troubles
+    }
+}
+
+async fn look_after(
+    log: Arc<dyn Log>,
+    wanted: watch::Receiver<Arc<Vec<TopicPlan>>>,
+    suspects: Arc<Mutex<BTreeSet<Topic>>>,
+    nudge: Arc<Notify>,
+) {
+    loop {
+        let round = Arc::clone(&wanted.borrow());
+        let rows = round.len().div_ceil(ROW).max(1);
+        let pause = LOOK_EVERY / u32::try_from(rows).unwrap_or(u32::MAX);
+        for row in 0..rows {
+            tokio::time::sleep(pause).await;
+            for wanted in round.iter().skip(row * ROW).take(ROW) {
+                if !is_well(log.as_ref(), wanted).await {
+                    tracing::warn!(topic = %wanted.topic, "the topic is not as it was; it is looked after");
+                    suspects.lock().insert(wanted.topic.clone());
+                    nudge.notify_one();
+                }
+            }
         }
     }
-    troubles
+}
+
+/// Whether a topic is as it must be. A log that does not answer says nothing
+/// against it.
+async fn is_well(log: &dyn Log, wanted: &TopicPlan) -> bool {
+    if wanted.policy == TopicPolicy::Ignore {
+        return true;
+    }
+    match log.topic(&wanted.topic).await {
+        Ok(found) if wanted.policy == TopicPolicy::Verify => verify(wanted, found).is_none(),
+        Ok(found) => found.is_some_and(|found| fits(&found, wanted)),
+        Err(_) => true,
+    }
 }
 
 async fn ensure_one(log: &dyn Log, wanted: &TopicPlan) -> Result<(), Error> {

@@ -1,6 +1,7 @@
 //! What engine and SDK must agree on: names, headers, pipelines, plans,
 //! conditions, partitions. Pure: no IO, no clock, no async.
 
+pub mod assignment;
 pub mod claim;
 pub mod condition;
 pub mod headers;

@@ -4,7 +4,9 @@
 //! log and no instances, so every engine computes the same plan from the same
 //! head.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -75,16 +77,45 @@ pub struct Plan {
 pub fn plan(cluster: &ClusterName, pipelines: &[PipelineConfig], controls: &Controls) -> Plan {
     let mut pipelines: Vec<_> = pipelines.iter().collect();
     pipelines.sort_by(|a, b| a.name.cmp(&b.name));
+    let plans: Vec<_> = pipelines.into_iter().map(|pipeline| plan_one(cluster, pipeline, controls)).collect();
+    let topics = join_topics(plans.iter().flat_map(|plan| &plan.topics));
+    Plan { topics, steps: plans.into_iter().flat_map(|plan| plan.steps).collect() }
+}
+
+/// Plans one pipeline: what its steps have to do depends on no other pipeline. The
+/// topics of several are to be joined ([`join_topics`]).
+#[must_use]
+pub fn plan_one(cluster: &ClusterName, pipeline: &PipelineConfig, controls: &Controls) -> Plan {
     let mut topics = BTreeMap::new();
-    let mut steps = Vec::new();
-    for pipeline in pipelines {
-        for step in &pipeline.steps {
-            let planned = plan_step(cluster, pipeline, step, controls);
-            plan_topics(pipeline, step, &planned, &mut topics);
-            steps.push(planned);
-        }
+    let mut steps = Vec::with_capacity(pipeline.steps.len());
+    for step in &pipeline.steps {
+        let planned = plan_step(cluster, pipeline, step, controls);
+        plan_topics(pipeline, step, &planned, &mut topics);
+        steps.push(planned);
     }
     Plan { topics: topics.into_values().collect(), steps }
+}
+
+/// The topics of several pipelines, pipelines by name, each once. One that several
+/// name gets as many partitions as any of them wants and is made if any makes it.
+#[must_use]
+pub fn join_topics<'a>(topics: impl IntoIterator<Item = &'a TopicPlan>) -> Vec<TopicPlan> {
+    let mut joined: BTreeMap<&Topic, Cow<'_, TopicPlan>> = BTreeMap::new();
+    for topic in topics {
+        match joined.entry(&topic.topic) {
+            Entry::Vacant(entry) => drop(entry.insert(Cow::Borrowed(topic))),
+            Entry::Occupied(mut known) => known.get_mut().to_mut().join(topic),
+        }
+    }
+    joined.into_values().map(Cow::into_owned).collect()
+}
+
+impl TopicPlan {
+    /// Wants what another wants as well.
+    fn join(&mut self, other: &Self) {
+        self.partitions = self.partitions.max(other.partitions);
+        self.policy = stricter(self.policy, other.policy);
+    }
 }
 
 fn plan_step(cluster: &ClusterName, pipeline: &PipelineConfig, step: &StepConfig, controls: &Controls) -> StepPlan {
@@ -154,14 +185,9 @@ fn plan_topics(
     planned: &StepPlan,
     topics: &mut BTreeMap<Topic, TopicPlan>,
 ) {
-    let mut add = |topic: TopicPlan| {
-        topics
-            .entry(topic.topic.clone())
-            .and_modify(|known| {
-                known.partitions = known.partitions.max(topic.partitions);
-                known.policy = stricter(known.policy, topic.policy);
-            })
-            .or_insert(topic);
+    let mut add = |topic: TopicPlan| match topics.entry(topic.topic.clone()) {
+        Entry::Vacant(entry) => drop(entry.insert(topic)),
+        Entry::Occupied(mut known) => known.get_mut().join(&topic),
     };
     let ordinary = |topic: &Topic| TopicPlan {
         topic: topic.clone(),

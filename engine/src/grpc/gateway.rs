@@ -1,30 +1,33 @@
 //! `ModuleGateway`, as gRPC: one task for each attached instance.
 //!
 //! ```text
-//! first report ─▶ registration taken in ─▶ ⟲ view changes: assignment out
+//! first report ─▶ registration taken in ─▶ ⟲ view changes: assignment out, by what changed
 //!                                            report comes:  table, and bodies it lacks out
 //! ```
 //!
-//! An assignment is repeated when a report shows that bodies it names never
-//! arrived, unless the instance says that it refused them.
+//! Bodies are repeated when a report says that they are lacking all the same: an
+//! instance hears from several engines and may have dropped them meanwhile.
 
+use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use pipedoc_model::names::{Generation, ModuleName};
 use pipedoc_proto::v1;
 use pipedoc_proto::v1::gateway_message::Kind;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::assignment;
+use crate::assignment::{self, Known, Parts};
 use crate::engine::Engine;
 use crate::registration;
 use crate::sessions::Session;
+use crate::view::{ReadyStep, StepList, View, serves};
 
-/// How long an assignment may be on its way before a report without its bodies
-/// means that they are lost.
+/// How long bodies that were sent once more may be on their way before they are
+/// sent again.
 const ON_ITS_WAY: Duration = Duration::from_millis(500);
 
 /// `ModuleGateway`, as gRPC.
@@ -49,16 +52,25 @@ impl v1::module_gateway_server::ModuleGateway for Gateway {
     ) -> Result<Response<Self::AttachStream>, Status> {
         let mut reports = request.into_inner();
         let first = reports.message().await?;
-        let first = first.ok_or_else(|| Status::invalid_argument("a session begins with a report; none came"))?;
+        let mut first = first.ok_or_else(|| Status::invalid_argument("a session begins with a report; none came"))?;
         let info = registration::read(&first).map_err(Status::from)?;
-        let (messages, outgoing) = mpsc::channel(4);
+        // Parts are made as they are sent; one waits here while another travels.
+        let (messages, outgoing) = mpsc::channel(1);
         let instance = Instance {
-            session: self.engine.sessions().enter(info.module.clone(), first.clone()),
+            view: self.engine.view(),
+            id: first.instance_id.clone(),
+            serve: first.serve.clone(),
+            registration: first.registration.clone(),
+            takes_changes: !first.list_hash.is_empty(),
+            began_with: std::mem::take(&mut first.list_hash),
+            held: std::mem::take(&mut first.held_hashes).into_iter().collect(),
+            generation: first.generation,
+            session: self.engine.sessions().enter(info.module.clone(), first),
             engine: self.engine.clone(),
             module: info.module,
-            last: first,
             registered: None,
-            sent: None,
+            narrowed: None,
+            told: None,
             messages,
         };
         let shutdown = self.shutdown.clone();
@@ -71,39 +83,53 @@ impl v1::module_gateway_server::ModuleGateway for Gateway {
 struct Instance {
     session: Session,
     engine: Engine,
+    view: watch::Receiver<Arc<View>>,
     module: ModuleName,
-    /// Its last report.
-    last: v1::InstanceReport,
-    /// The registration that was taken in last.
+    id: String,
+    /// Steps it is narrowed to; empty: all of its module.
+    serve: Vec<String>,
+    /// Generation that it reported last.
+    generation: u64,
+    /// The registration that it reported last, and the one that was taken in.
+    registration: Option<v1::ServiceRegistration>,
     registered: Option<v1::ServiceRegistration>,
-    sent: Option<Sent>,
+    /// Whether it can be told changes of a list, and parts.
+    takes_changes: bool,
+    /// Hash of the list that it held when the session began, and the hashes of all
+    /// bodies that it held; of no more use once it was told something.
+    began_with: String,
+    held: BTreeSet<String>,
+    /// The list of its module that was narrowed to `serve`, and what came of it.
+    narrowed: Option<(Arc<StepList>, Arc<StepList>)>,
+    told: Option<Told>,
     messages: mpsc::Sender<Result<v1::GatewayMessage, Status>>,
 }
 
-/// What was sent last.
-struct Sent {
+/// What was told last.
+struct Told {
     generation: u64,
-    steps: Vec<v1::AssignedStep>,
-    at: Instant,
+    list: Arc<StepList>,
+    /// When bodies of it were sent once more.
+    repeated: Option<Instant>,
 }
 
 impl Instance {
     /// Serves the instance until either side leaves.
     async fn serve(mut self, mut reports: Streaming<v1::InstanceReport>) {
-        let mut view = self.engine.view();
-        tracing::info!(instance = self.last.instance_id, module = %self.module, "attached");
+        tracing::info!(instance = self.id, module = %self.module, "attached");
+        self.view.mark_unchanged();
         self.take_in().await;
         if self.send_news().await.is_err() {
             return;
         }
         loop {
             let went_well = tokio::select! {
-                changed = view.changed() => if changed.is_err() { break } else { self.send_news().await },
+                changed = self.view.changed() => if changed.is_err() { break } else { self.send_news().await },
                 report = reports.message() => match report {
                     Ok(Some(report)) => self.reported(report).await,
                     Ok(None) => break,
                     Err(error) => {
-                        tracing::debug!(instance = self.last.instance_id, %error, "the session broke off");
+                        tracing::debug!(instance = self.id, %error, "the session broke off");
                         break;
                     }
                 },
@@ -113,19 +139,22 @@ impl Instance {
                 break;
             }
         }
-        tracing::info!(instance = self.last.instance_id, module = %self.module, "left");
+        tracing::info!(instance = self.id, module = %self.module, "left");
     }
 
-    async fn reported(&mut self, report: v1::InstanceReport) -> Result<(), Gone> {
-        self.last = report.clone();
-        self.session.report(report);
+    async fn reported(&mut self, mut report: v1::InstanceReport) -> Result<(), Gone> {
+        self.generation = report.generation;
+        if !report.partial {
+            self.registration.clone_from(&report.registration);
+            self.serve.clone_from(&report.serve);
+            self.narrowed = None;
+        }
+        let lacking = std::mem::take(&mut report.lacking_hashes);
+        let refuses = !report.refusals.is_empty();
+        self.session.report(report, self.told.as_ref().map(|told| &*told.list));
         self.take_in().await;
-        let lost = self.sent.as_ref().is_some_and(|sent| {
-            let held = |step: &v1::AssignedStep| self.last.held_hashes.contains(&step.hash);
-            sent.at.elapsed() > ON_ITS_WAY && self.last.refusals.is_empty() && !sent.steps.iter().all(held)
-        });
-        if lost {
-            self.sent = None;
+        if !lacking.is_empty() && !refuses {
+            self.send_again(&lacking).await?;
         }
         self.send_news().await
     }
@@ -133,26 +162,32 @@ impl Instance {
     /// Notes what a report says beside states: the module's registration, the
     /// generation that the instance remembers.
     async fn take_in(&mut self) {
-        if self.engine.editor().heard_of(Generation(self.last.generation)) {
+        let seen = self.view.borrow().seen;
+        let reported = Generation(self.generation);
+        if self.engine.editor().heard_of(reported) && reported > seen {
             self.engine.nudge();
         }
-        if self.registered == self.last.registration {
+        if self.registered == self.registration {
             return;
         }
-        let info = match registration::read(&self.last) {
-            Ok(info) if info.module == self.module => info,
-            Ok(_) | Err(_) => {
-                tracing::warn!(
-                    instance = self.last.instance_id,
-                    "a changed registration cannot be read; the first one stands"
-                );
-                self.registered = self.last.registration.clone();
+        let info = match self.registration.as_ref().map(registration::info) {
+            Some(Ok(info)) if info.module == self.module => info,
+            Some(_) | None => {
+                tracing::warn!(instance = self.id, "a changed registration cannot be read; the first one stands");
+                self.registered = self.registration.clone();
                 return;
             }
         };
+        let known = Arc::clone(&self.view.borrow().modules);
+        if known.get(&info.module) == Some(&info) {
+            // Of a thousand instances only the first makes us ask the store.
+            self.engine.editor().remember(&info);
+            self.registered = self.registration.clone();
+            return;
+        }
         match self.engine.editor().register(&info).await {
             Ok(news) => {
-                self.registered = self.last.registration.clone();
+                self.registered = self.registration.clone();
                 if news {
                     self.engine.nudge();
                 }
@@ -162,25 +197,61 @@ impl Instance {
         }
     }
 
-    /// Sends the assignment when it is another one than the last.
+    /// Tells the assignment when it is another one than the last.
     async fn send_news(&mut self) -> Result<(), Gone> {
-        let view = self.engine.view().borrow().clone();
-        let cluster = self.engine.cluster();
-        let Some(assignment) = assignment::of(cluster, &view, &self.module, &self.last.serve, &self.last.held_hashes)
-        else {
-            return Ok(());
-        };
-        let known = self
-            .sent
-            .as_ref()
-            .is_some_and(|sent| sent.generation == assignment.generation && sent.steps == assignment.steps);
-        if known {
+        let view = Arc::clone(&self.view.borrow());
+        let Some(Generation(generation)) = view.generation else { return Ok(()) };
+        let list = self.list(&view);
+        if self.told.as_ref().is_some_and(|told| told.generation == generation && told.list == list) {
             return Ok(());
         }
-        self.sent =
-            Some(Sent { generation: assignment.generation, steps: assignment.steps.clone(), at: Instant::now() });
-        let message = v1::GatewayMessage { kind: Some(Kind::Assignment(assignment)) };
-        self.messages.send(Ok(message)).await.map_err(|_| Gone)
+        let known = match &self.told {
+            Some(told) => Some(&*told.list),
+            None => Some(&*list).filter(|list| list.hash() == self.began_with),
+        };
+        let known = Known { list: known, takes_changes: self.takes_changes, held: &self.held };
+        let parts = assignment::tell(self.engine.cluster(), generation, &list, known);
+        self.send(parts).await?;
+        self.told = Some(Told { generation, list, repeated: None });
+        self.held = BTreeSet::new();
+        Ok(())
+    }
+
+    /// Tells bodies again that the instance says it lacks.
+    async fn send_again(&mut self, lacking: &[String]) -> Result<(), Gone> {
+        let takes_changes = self.takes_changes;
+        let Some(told) = &mut self.told else { return Ok(()) };
+        if told.repeated.is_some_and(|at| at.elapsed() < ON_ITS_WAY) {
+            return Ok(());
+        }
+        told.repeated = Some(Instant::now());
+        let cluster = self.engine.cluster();
+        let parts = assignment::tell_again(cluster, told.generation, &told.list, takes_changes, lacking);
+        self.send(parts).await
+    }
+
+    async fn send(&self, parts: Parts) -> Result<(), Gone> {
+        for part in parts {
+            let message = v1::GatewayMessage { kind: Some(Kind::Assignment(part)) };
+            self.messages.send(Ok(message)).await.map_err(|_| Gone)?;
+        }
+        Ok(())
+    }
+
+    /// The steps that the instance is to run.
+    fn list(&mut self, view: &View) -> Arc<StepList> {
+        let all = view.list(&self.module).cloned().unwrap_or_default();
+        if self.serve.is_empty() {
+            return all;
+        }
+        match &self.narrowed {
+            Some((from, list)) if *from == all => Arc::clone(list),
+            _ => {
+                let served = |step: &&Arc<ReadyStep>| serves(&step.plan, &self.module, &self.serve);
+                let list = Arc::new(StepList::new(all.steps().iter().filter(served).cloned().collect()));
+                Arc::clone(&self.narrowed.insert((all, list)).1)
+            }
+        }
     }
 }
 

@@ -14,6 +14,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use pipedoc_model::assignment::{self, Told};
 use pipedoc_model::names::{ClusterName, ModuleName, StepId};
 use pipedoc_model::problem::chain;
 use pipedoc_proto::v1;
@@ -27,6 +28,7 @@ use super::Runs;
 use super::address::{Address, follow};
 use super::kept::KeptFile;
 use super::ledger::{Ledger, Taken, Verdict};
+use super::news::News;
 
 /// Assignments carry whole plans; far more than they need is allowed.
 const MESSAGE_LIMIT: usize = 64 << 20;
@@ -191,7 +193,9 @@ impl Attached {
         let mut changed = self.changed.subscribe();
         let (reports, outgoing) = mpsc::channel(1);
         let mut refusals = Vec::new();
-        reports.send(self.report(&refusals).await).await?;
+        let mut news = News::default();
+        let (mut told, first) = self.first_report().await;
+        reports.send(news.only(first)).await?;
         let mut messages = client.attach(ReceiverStream::new(outgoing)).await?.into_inner();
         tracing::info!(engine, "attached");
         let mut tick = tokio::time::interval(self.config.report_every);
@@ -200,33 +204,42 @@ impl Attached {
             tokio::select! {
                 message = messages.message() => match message? {
                     None => return Ok(()),
-                    Some(message) => if !self.take(engine, message, &mut refusals).await { continue },
+                    Some(message) => if !self.take(engine, message, &mut told, &mut refusals).await? { continue },
                 },
                 _ = tick.tick() => {}
                 _ = changed.changed() => {}
             }
-            // An engine that does not read gets the next report instead of this one.
-            if let Err(mpsc::error::TrySendError::Closed(_)) = reports.try_send(self.report(&refusals).await) {
-                return Ok(());
+            match reports.try_reserve() {
+                Ok(place) => place.send(news.only(self.report(&refusals).await)),
+                // An engine that does not read gets the next report instead of this one.
+                Err(mpsc::error::TrySendError::Full(())) => {}
+                Err(mpsc::error::TrySendError::Closed(())) => return Ok(()),
             }
         }
     }
 
     /// Takes a message in; tells whether a report is due.
-    async fn take(&self, engine: &str, message: v1::GatewayMessage, refusals: &mut Vec<String>) -> bool {
+    async fn take(
+        &self,
+        engine: &str,
+        message: v1::GatewayMessage,
+        told: &mut Told,
+        refusals: &mut Vec<String>,
+    ) -> Result<bool, assignment::Error> {
         match message.kind {
-            Some(v1::gateway_message::Kind::Assignment(assignment)) => {
+            Some(v1::gateway_message::Kind::Assignment(part)) => {
+                let Some(assignment) = told.take(part)? else { return Ok(false) };
                 self.take_assignment(engine, assignment, refusals).await;
-                true
+                Ok(true)
             }
             Some(v1::gateway_message::Kind::Endpoints(endpoints)) => {
                 // Only steps with gRPC outputs need them, and those are refused before they are planned.
                 tracing::debug!(engine, steps = endpoints.steps.len(), "endpoints are not used yet");
-                false
+                Ok(false)
             }
             None => {
                 tracing::debug!(engine, "a message of a kind that this version does not know");
-                false
+                Ok(false)
             }
         }
     }
@@ -265,6 +278,16 @@ impl Attached {
         }
     }
 
+    /// A session's first report, and the list of steps that the session begins with.
+    async fn first_report(&self) -> (Told, v1::InstanceReport) {
+        let (told, held_hashes) = {
+            let state = self.state.lock().await;
+            (Told::new(state.ledger.list()), state.ledger.hashes())
+        };
+        let list_hash = told.hash().to_owned();
+        (told, v1::InstanceReport { held_hashes, list_hash, ..self.report(&[]).await })
+    }
+
     async fn report(&self, refusals: &[String]) -> v1::InstanceReport {
         let state = self.state.lock().await;
         v1::InstanceReport {
@@ -272,12 +295,13 @@ impl Attached {
             registration: Some(self.config.registration.clone()),
             endpoint: self.config.endpoint.clone(),
             generation: state.ledger.generation().0,
-            held_hashes: state.ledger.hashes(),
             steps: self.runs.reports(),
             started_at: Some(self.started_at.into()),
             from_disk: state.from_disk,
             refusals: refusals.to_vec(),
             serve: self.config.serve.iter().map(ToString::to_string).collect(),
+            lacking_hashes: state.ledger.lacking(),
+            ..v1::InstanceReport::default()
         }
     }
 }

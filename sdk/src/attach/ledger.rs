@@ -10,7 +10,7 @@
 //! Generations never move backwards, over restarts too: what was kept on disk
 //! counts from the start, whether it runs or not.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use pipedoc_model::names::{self, ClusterName, Generation, ModuleName, PipelineName, StepId, StepName};
 use pipedoc_model::plan::hash_of;
@@ -110,6 +110,8 @@ pub struct Ledger {
     running: bool,
     /// Bodies that came for an assignment that is not complete yet.
     waiting: BTreeMap<String, String>,
+    /// Hashes of the bodies that it lacks to be complete.
+    lacking: BTreeSet<String>,
 }
 
 impl Ledger {
@@ -118,7 +120,7 @@ impl Ledger {
     #[must_use]
     pub fn new(cluster: ClusterName, module: ModuleName, serve: BTreeSet<StepId>, on_disk: Option<Kept>) -> Self {
         let held = on_disk.filter(|kept| kept.cluster == cluster);
-        Self { cluster, module, serve, held, running: false, waiting: BTreeMap::new() }
+        Self { cluster, module, serve, held, running: false, waiting: BTreeMap::new(), lacking: BTreeSet::new() }
     }
 
     /// Generation of what it holds; 0 when it holds nothing.
@@ -138,6 +140,21 @@ impl Ledger {
     pub fn hashes(&self) -> Vec<String> {
         let held = self.held.iter().flat_map(|kept| kept.steps.iter().map(|step| step.hash.clone()));
         held.chain(self.waiting.keys().cloned()).collect::<BTreeSet<_>>().into_iter().collect()
+    }
+
+    /// The steps of what it holds, as a session begins with them.
+    pub fn list(&self) -> impl Iterator<Item = v1::AssignedStep> {
+        self.held.iter().flat_map(|kept| &kept.steps).map(|step| v1::AssignedStep {
+            pipeline: step.id.pipeline.to_string(),
+            step: step.id.step.to_string(),
+            hash: step.hash.clone(),
+        })
+    }
+
+    /// Hashes of the bodies that the newest assignment names and that did not come.
+    #[must_use]
+    pub fn lacking(&self) -> Vec<String> {
+        self.lacking.iter().cloned().collect()
     }
 
     /// Takes what lay on disk, when nothing runs yet.
@@ -178,21 +195,24 @@ impl Ledger {
         }
         let mut steps = Vec::with_capacity(assignment.steps.len());
         let mut missing = BTreeSet::new();
+        let bodies = self.bodies();
         for step in assignment.steps {
             let id = step_id(&step.pipeline, &step.step)?;
-            match self.body(&step.hash) {
-                Some(body) => steps.push(KeptStep { id, body: body.to_owned(), hash: step.hash }),
+            match bodies.get(step.hash.as_str()) {
+                Some(body) => steps.push(KeptStep { id, body: (*body).to_owned(), hash: step.hash }),
                 None => {
                     missing.insert(step.hash);
                 }
             }
         }
         if !missing.is_empty() {
-            return Ok(Verdict::Wait(missing.len()));
+            self.lacking = missing;
+            return Ok(Verdict::Wait(self.lacking.len()));
         }
         let plans = self.plans(&steps)?;
         let kept = Kept { generation: offered, cluster: self.cluster.clone(), steps };
         self.waiting.clear();
+        self.lacking.clear();
         if self.running && self.held.as_ref() == Some(&kept) {
             return Ok(Verdict::Nothing);
         }
@@ -201,9 +221,11 @@ impl Ledger {
         Ok(Verdict::Run(Taken { kept, steps: plans }))
     }
 
-    fn body(&self, hash: &str) -> Option<&str> {
-        let held = self.held.iter().flat_map(|kept| &kept.steps).find(|step| step.hash == hash);
-        held.map(|step| step.body.as_str()).or_else(|| self.waiting.get(hash).map(String::as_str))
+    /// All bodies at hand, by their hashes.
+    fn bodies(&self) -> HashMap<&str, &str> {
+        let held = self.held.iter().flat_map(|kept| &kept.steps);
+        let held = held.map(|step| (step.hash.as_str(), step.body.as_str()));
+        held.chain(self.waiting.iter().map(|(hash, body)| (hash.as_str(), body.as_str()))).collect()
     }
 
     /// Reads the bodies of the steps that this instance is to run.

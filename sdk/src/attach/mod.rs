@@ -5,6 +5,7 @@
 //! slot     which instance this process is, by a file lock held for its life
 //! kept     the assignment on disk, so that a restart needs no engine
 //! ledger   which assignment is taken: pure, no IO
+//! news     what of a report an engine does not know yet: pure, no IO
 //! client   one session with every engine
 //! address  where the engines are, names that stand for several included
 //! ```
@@ -16,6 +17,7 @@ mod address;
 pub mod client;
 pub mod kept;
 pub mod ledger;
+mod news;
 mod report;
 pub mod slot;
 

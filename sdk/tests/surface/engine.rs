@@ -20,7 +20,7 @@ pub struct FakeEngine(Arc<Said>);
 
 #[derive(Default)]
 struct Said {
-    reports: Mutex<Vec<v1::InstanceReport>>,
+    reports: Mutex<v1::InstanceReport>,
     sessions: Mutex<Vec<mpsc::UnboundedSender<Result<v1::GatewayMessage, Status>>>>,
 }
 
@@ -45,9 +45,31 @@ impl FakeEngine {
         self.0.sessions.lock().len()
     }
 
-    /// The newest report.
+    /// The newest report, put together with those before where it is partial.
     pub fn last_report(&self) -> v1::InstanceReport {
-        self.0.reports.lock().last().cloned().unwrap_or_default()
+        self.0.reports.lock().clone()
+    }
+}
+
+/// A report with what it leaves out because it was reported before.
+fn together(before: &v1::InstanceReport, report: v1::InstanceReport) -> v1::InstanceReport {
+    if !report.partial {
+        return report;
+    }
+    let mut steps = before.steps.clone();
+    for news in report.steps {
+        steps.retain(|step| (&step.pipeline, &step.step) != (&news.pipeline, &news.step));
+        steps.push(news);
+    }
+    v1::InstanceReport {
+        registration: before.registration.clone(),
+        endpoint: before.endpoint.clone(),
+        started_at: before.started_at,
+        serve: before.serve.clone(),
+        held_hashes: before.held_hashes.clone(),
+        steps,
+        partial: false,
+        ..report
     }
 }
 
@@ -61,13 +83,14 @@ impl ModuleGateway for FakeEngine {
     ) -> Result<Response<Self::AttachStream>, Status> {
         let mut reports = request.into_inner();
         let first = reports.message().await?.expect("a session begins with a report");
-        self.0.reports.lock().push(first);
+        *self.0.reports.lock() = first;
         let (messages, outgoing) = mpsc::unbounded_channel();
         self.0.sessions.lock().push(messages);
         let said = Arc::clone(&self.0);
         tokio::spawn(async move {
             while let Some(Ok(report)) = reports.next().await {
-                said.reports.lock().push(report);
+                let mut last = said.reports.lock();
+                *last = together(&last, report);
             }
         });
         Ok(Response::new(Box::pin(UnboundedReceiverStream::new(outgoing))))

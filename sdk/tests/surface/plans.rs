@@ -60,5 +60,6 @@ pub fn assignment(generation: u64, steps: &[&str], sent: &[&str]) -> v1::Assignm
         steps: steps.iter().map(assigned).collect(),
         bodies: sent.iter().map(|name| body(name)).collect(),
         cluster: "local".into(),
+        ..v1::Assignment::default()
     }
 }

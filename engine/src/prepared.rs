@@ -1,0 +1,299 @@
+//! What every pipeline comes to: read, planned and judged once for each revision,
+//! wish and registration, and then kept.
+//!
+//! ```text
+//! revision, wishes ─▶ steps and topics    modules' registrations ─▶ problems
+//! ```
+//!
+//! Where one pipeline of hundreds changes, only that one is looked at, and of its
+//! steps those that say the same go on as the same objects. Pure but for being
+//! slow: to be called where that holds up nobody.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use pipedoc_model::names::{ClusterName, ModuleName, PipelineName};
+use pipedoc_model::pipeline;
+use pipedoc_model::plan::{Controls, TopicPlan, plan_one};
+use pipedoc_model::problem::{Problem, Problems};
+use pipedoc_model::registry::Modules;
+
+use crate::catalog::{Head, Revision};
+use crate::snapshot::Facts;
+use crate::view::ReadyStep;
+
+/// Why pipelines cannot be prepared.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    /// A step has no JSON.
+    #[error("step {step} cannot be written down")]
+    Step {
+        /// The step.
+        step: String,
+        /// Why.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// A revision that nothing is known of yet cannot be read: to go on without it
+    /// would stop its steps.
+    #[error("{0}")]
+    Text(Problems),
+}
+
+/// All pipelines of a head.
+#[derive(Debug, Default)]
+pub(crate) struct Pipelines(BTreeMap<PipelineName, Prepared>);
+
+/// What a pipeline comes to.
+#[derive(Debug)]
+pub(crate) struct Prepared {
+    /// The newest revision looked at, and the one that the steps are of: an older
+    /// one, when the newest cannot be read.
+    looked: u64,
+    revision: u64,
+    /// Number of the wishes planned with.
+    wishes: Option<u64>,
+    steps: Arc<[Arc<ReadyStep>]>,
+    topics: Vec<TopicPlan>,
+    /// Why the newest revision cannot be read.
+    unreadable: Vec<Problem>,
+    /// Registrations of the modules that the steps name, and what they make of it.
+    judged: (BTreeMap<ModuleName, u64>, Vec<Problem>),
+}
+
+impl Prepared {
+    /// Revision that runs.
+    pub(crate) fn revision(&self) -> u64 {
+        self.revision
+    }
+
+    /// Its steps, in the file's order.
+    pub(crate) fn steps(&self) -> &Arc<[Arc<ReadyStep>]> {
+        &self.steps
+    }
+
+    /// The topics it needs.
+    pub(crate) fn topics(&self) -> &[TopicPlan] {
+        &self.topics
+    }
+}
+
+impl Pipelines {
+    /// Brings all up to date with a head and what it refers to.
+    ///
+    /// # Errors
+    /// When a pipeline cannot be read that no steps are known of. All that could be
+    /// done has been done then.
+    pub(crate) fn update(&mut self, cluster: &ClusterName, head: &Head, facts: &Facts) -> Result<(), Error> {
+        self.0.retain(|name, _| facts.revisions.contains_key(name));
+        let mut unknown = Vec::new();
+        for (name, (number, revision)) in &facts.revisions {
+            let wishes = facts.wishes.get(name).map(|(number, _)| *number);
+            let known = self.0.remove(name);
+            let same = known.as_ref().is_some_and(|known| known.looked == *number && known.wishes == wishes);
+            let prepared = match known {
+                Some(known) if same => Ok(known),
+                known => prepare(cluster, name, *number, revision, facts, known),
+            };
+            match prepared {
+                Ok(mut prepared) => {
+                    prepared.judge(head, revision, &facts.modules);
+                    self.0.insert(name.clone(), prepared);
+                }
+                Err(Error::Text(Problems(problems))) => unknown.extend(problems),
+                Err(error) => return Err(error),
+            }
+        }
+        if unknown.is_empty() { Ok(()) } else { Err(Error::Text(Problems(unknown))) }
+    }
+
+    /// The pipelines, by name.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&PipelineName, &Prepared)> {
+        self.0.iter()
+    }
+
+    /// What is wrong with current revisions.
+    pub(crate) fn problems(&self) -> impl Iterator<Item = &Problem> {
+        self.0.values().flat_map(|prepared| prepared.unreadable.iter().chain(&prepared.judged.1))
+    }
+}
+
+/// Reads and plans a revision. Steps that say the same as before stay.
+fn prepare(
+    cluster: &ClusterName,
+    name: &PipelineName,
+    number: u64,
+    revision: &Revision,
+    facts: &Facts,
+    known: Option<Prepared>,
+) -> Result<Prepared, Error> {
+    // Without modules: a revision was good once, and a newer registration of a
+    // module does not make it unreadable.
+    let parsed = pipeline::parse(&revision.text, &revision.file, &revision.variables, &Modules::new(), false);
+    let config = match (parsed, known) {
+        (Ok(parsed), known) => Ok((parsed.config, known)),
+        (Err(Problems(problems)), Some(known)) => Err(Prepared { looked: number, unreadable: problems, ..known }),
+        (Err(problems), None) => return Err(Error::Text(problems)),
+    };
+    let (config, known) = match config {
+        Ok(read) => read,
+        Err(last_good) => return Ok(last_good),
+    };
+    let mut controls = Controls::default();
+    let wishes = facts.wishes.get(name);
+    if let Some((_, wishes)) = wishes {
+        wishes.add_to(name, &mut controls);
+    }
+    let plan = plan_one(cluster, &config, &controls);
+    let mut steps = Vec::with_capacity(plan.steps.len());
+    for step in plan.steps {
+        let id = step.id.clone();
+        let ready = ReadyStep::new(step).map_err(|source| Error::Step { step: id.to_string(), source })?;
+        let before = known.iter().flat_map(|known| &*known.steps).find(|before| before.hash == ready.hash);
+        steps.push(before.cloned().unwrap_or_else(|| Arc::new(ready)));
+    }
+    let wishes = wishes.map(|(number, _)| *number);
+    let (steps, topics) = (steps.into(), plan.topics);
+    Ok(Prepared {
+        looked: number,
+        revision: number,
+        wishes,
+        steps,
+        topics,
+        unreadable: Vec::new(),
+        judged: Default::default(),
+    })
+}
+
+impl Prepared {
+    /// Notes what the registrations of its steps' modules make of the revision,
+    /// where these are others than before. Modules that have not registered yet
+    /// show in their steps' state.
+    fn judge(&mut self, head: &Head, revision: &Revision, modules: &Modules) {
+        if self.looked != self.revision {
+            return;
+        }
+        let named: BTreeSet<&ModuleName> = self.steps.iter().map(|step| &step.plan.module).collect();
+        let registered =
+            named.into_iter().filter_map(|name| head.modules.get(name).map(|number| (name.clone(), *number)));
+        let registered: BTreeMap<_, _> = registered.collect();
+        if self.judged.0 == registered {
+            return;
+        }
+        let parsed = pipeline::parse(&revision.text, &revision.file, &revision.variables, modules, false);
+        let problems = parsed.err().map_or_else(Vec::new, |Problems(problems)| problems);
+        self.judged = (registered, problems);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use pipedoc_model::registry::ModuleInfo;
+    use pipedoc_model::step::{ControlState, StepType};
+
+    use super::*;
+    use crate::catalog::{Made, Road, Wishes};
+
+    fn cluster() -> ClusterName {
+        ClusterName::new("local").unwrap()
+    }
+
+    fn name(name: &str) -> PipelineName {
+        name.parse().unwrap()
+    }
+
+    fn text(pipeline: &str, concurrency: usize) -> String {
+        format!(
+            "pipeline: {pipeline}\nsteps:\n  - {{name: a, type: PIPELINE, module: m, outputs: [{{to: b}}]}}\n  - {{name: b, type: SINK, module: m, concurrency: {concurrency}}}\n"
+        )
+    }
+
+    fn facts(texts: &[(&str, u64, String)]) -> Facts {
+        let made = Made { at: 0, by: String::new(), road: Road::Apply, replaces: 0 };
+        let revision = |text: &String| Revision::new(text.clone(), "file".into(), BTreeMap::new(), 2, made.clone());
+        let revisions =
+            texts.iter().map(|(pipeline, number, text)| (name(pipeline), (*number, Arc::new(revision(text)))));
+        Facts { revisions: revisions.collect(), ..Facts::default() }
+    }
+
+    fn steps(pipelines: &Pipelines, pipeline: &str) -> Vec<Arc<ReadyStep>> {
+        pipelines.0[&name(pipeline)].steps.to_vec()
+    }
+
+    fn shared(before: &[Arc<ReadyStep>], after: &[Arc<ReadyStep>]) -> Vec<bool> {
+        before.iter().zip(after).map(|(before, after)| Arc::ptr_eq(before, after)).collect()
+    }
+
+    #[test]
+    fn a_change_of_one_pipeline_leaves_all_other_steps_as_they_are() {
+        let mut pipelines = Pipelines::default();
+        let head = Head::default();
+        pipelines.update(&cluster(), &head, &facts(&[("one", 1, text("one", 1)), ("two", 1, text("two", 1))])).unwrap();
+        let (one, two) = (steps(&pipelines, "one"), steps(&pipelines, "two"));
+        pipelines.update(&cluster(), &head, &facts(&[("one", 2, text("one", 7)), ("two", 1, text("two", 1))])).unwrap();
+        assert_eq!(shared(&one, &steps(&pipelines, "one")), [true, false], "only the step that changed");
+        assert_eq!(shared(&two, &steps(&pipelines, "two")), [true, true]);
+        assert_eq!(pipelines.0[&name("one")].revision(), 2);
+        pipelines.update(&cluster(), &head, &facts(&[("two", 1, text("two", 1))])).unwrap();
+        assert_eq!(pipelines.iter().count(), 1, "what is gone is gone");
+    }
+
+    #[test]
+    fn a_text_that_cannot_be_read_leaves_the_last_good_steps() {
+        let mut pipelines = Pipelines::default();
+        let head = Head::default();
+        pipelines.update(&cluster(), &head, &facts(&[("one", 1, text("one", 1)), ("two", 1, text("two", 1))])).unwrap();
+        let one = steps(&pipelines, "one");
+        let broken = facts(&[("one", 2, "pipeline: one\nsteps: 7\n".into()), ("two", 2, text("two", 5))]);
+        pipelines.update(&cluster(), &head, &broken).unwrap();
+        assert_eq!(shared(&one, &steps(&pipelines, "one")), [true, true]);
+        assert_eq!((pipelines.0[&name("one")].revision(), pipelines.0[&name("two")].revision()), (1, 2));
+        assert!(pipelines.problems().count() > 0);
+        pipelines.update(&cluster(), &head, &facts(&[("one", 3, text("one", 1)), ("two", 2, text("two", 5))])).unwrap();
+        assert_eq!((pipelines.problems().count(), pipelines.0[&name("one")].revision()), (0, 3));
+        // One that nothing is known of is not left out: instances would stop its steps.
+        let unknown = Pipelines::default().update(&cluster(), &head, &broken);
+        assert!(matches!(unknown, Err(Error::Text(_))), "{unknown:?}");
+    }
+
+    #[test]
+    fn wishes_change_the_steps_they_are_of() {
+        let mut pipelines = Pipelines::default();
+        let head = Head::default();
+        let mut facts = facts(&[("one", 1, text("one", 1)), ("two", 1, text("two", 1))]);
+        pipelines.update(&cluster(), &head, &facts).unwrap();
+        let two = steps(&pipelines, "two");
+        let wishes =
+            Wishes { steps: BTreeMap::from([("b".parse().unwrap(), ControlState::Paused)]), ..Wishes::default() };
+        facts.wishes.insert(name("one"), (1, Arc::new(wishes)));
+        pipelines.update(&cluster(), &head, &facts).unwrap();
+        let controls: Vec<_> = steps(&pipelines, "one").iter().map(|step| step.plan.control).collect();
+        assert_eq!(controls, [ControlState::Running, ControlState::Paused]);
+        assert_eq!(shared(&two, &steps(&pipelines, "two")), [true, true]);
+    }
+
+    #[test]
+    fn a_registration_judges_only_who_names_the_module() {
+        let mut pipelines = Pipelines::default();
+        let mut head = Head::default();
+        let mut facts = facts(&[("one", 1, text("one", 1))]);
+        pipelines.update(&cluster(), &head, &facts).unwrap();
+        let module = ModuleName::new("m").unwrap();
+        let info = ModuleInfo {
+            module: module.clone(),
+            version: "1.0.0".into(),
+            step_types: vec![StepType::Pipeline],
+            config_schema: true.into(),
+            description: String::new(),
+        };
+        facts.modules = Arc::new(Modules::from([(module.clone(), info)]));
+        head.modules.insert(module, 1);
+        pipelines.update(&cluster(), &head, &facts).unwrap();
+        assert_eq!(pipelines.problems().count(), 1, "the module is no sink");
+        assert_eq!(pipelines.0[&name("one")].steps.len(), 2, "what was applied before runs on");
+        let judged = pipelines.0[&name("one")].judged.0.clone();
+        head.modules.insert(ModuleName::new("other").unwrap(), 1);
+        pipelines.update(&cluster(), &head, &facts).unwrap();
+        assert_eq!(pipelines.0[&name("one")].judged.0, judged);
+    }
+}
