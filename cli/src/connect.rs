@@ -67,6 +67,7 @@ pub fn said(status: tonic::Status) -> anyhow::Error {
         tonic::Code::InvalidArgument
         | tonic::Code::NotFound
         | tonic::Code::FailedPrecondition
+        | tonic::Code::PermissionDenied
         | tonic::Code::Unimplemented => crate::exit::Refused(status.message().to_owned()).into(),
         code => anyhow::anyhow!("the engine answered {code:?}: {}", status.message()),
     }

@@ -3,6 +3,7 @@
 use tonic::{Code, Status};
 
 use crate::error::Error;
+use crate::store;
 
 impl From<Error> for Status {
     fn from(error: Error) -> Self {
@@ -11,6 +12,8 @@ impl From<Error> for Status {
             Error::NothingBefore { .. } => Code::FailedPrecondition,
             Error::AmbiguousStep { .. } | Error::Invalid(_) => Code::InvalidArgument,
             Error::NotSupported { .. } => Code::Unimplemented,
+            Error::Store(store::Error::TooNew { .. }) => Code::FailedPrecondition,
+            Error::Store(store::Error::Denied { .. }) => Code::PermissionDenied,
             Error::NotReady => Code::Unavailable,
             Error::Store(source) if source.is_retryable() => Code::Unavailable,
             Error::Log(source) if source.is_retryable() => Code::Unavailable,

@@ -56,17 +56,20 @@ impl Bed {
         self.place.path().join("data")
     }
 
+    /// The store as another process would open it.
+    pub async fn store(&self) -> FolderStore {
+        let cluster = ClusterName::new("local").unwrap();
+        FolderStore::open(cluster, self.place.path().join("pipelines"), self.data()).await.unwrap()
+    }
+
     pub async fn engine(&self) -> Running {
         self.engine_with(&[]).await
     }
 
     pub async fn engine_with(&self, variables: &[(&str, &str)]) -> Running {
-        let cluster = ClusterName::new("local").unwrap();
-        let folder = self.place.path().join("pipelines");
-        let store = FolderStore::open(cluster.clone(), folder, self.data()).await.unwrap();
         let engine = Engine::new(EngineConfig {
-            cluster,
-            store: Arc::new(store),
+            cluster: ClusterName::new("local").unwrap(),
+            store: Arc::new(self.store().await),
             log: Arc::new(self.log.clone()),
             objects: Arc::new(Objects::local(&self.data().join("objects")).unwrap()),
             candidate: Candidate::new(""),
@@ -126,6 +129,33 @@ impl Running {
     pub async fn apply(&self, text: &str) -> v1::ApplyResponse {
         let request = v1::ApplyRequest { text: text.into(), file: "test.yaml".into(), ..Default::default() };
         self.control().apply(request).await.unwrap().into_inner()
+    }
+
+    /// Applies a text if that revision is the current one.
+    pub async fn apply_expecting(&self, text: &str, expected: u64) -> v1::ApplyResponse {
+        let request = v1::ApplyRequest {
+            text: text.into(),
+            file: "test.yaml".into(),
+            expected_revision: Some(expected),
+            by: "ann@host".into(),
+            ..Default::default()
+        };
+        self.control().apply(request).await.unwrap().into_inner()
+    }
+
+    pub async fn rollback(&self, pipeline: &str, revision: u64) -> Result<v1::ApplyResponse, tonic::Status> {
+        let request = v1::RollbackRequest { pipeline: pipeline.into(), revision, ..Default::default() };
+        self.control().rollback(request).await.map(tonic::Response::into_inner)
+    }
+
+    pub async fn delete(&self, pipeline: &str, abandon: bool) -> Result<v1::DeleteResponse, tonic::Status> {
+        let request = v1::DeleteRequest { pipeline: pipeline.into(), abandon, ..Default::default() };
+        self.control().delete(request).await.map(tonic::Response::into_inner)
+    }
+
+    pub async fn history(&self, pipeline: &str) -> v1::HistoryResponse {
+        let request = v1::HistoryRequest { pipeline: pipeline.into() };
+        self.control().history(request).await.unwrap().into_inner()
     }
 
     pub async fn get(&self, pipeline: &str) -> Result<v1::GetResponse, tonic::Status> {

@@ -4,10 +4,13 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod apply;
+mod backlog;
 mod bed;
 mod folder;
 mod gateway;
+mod history;
 mod intake;
+mod loss;
 mod several;
 mod status;
 mod store;

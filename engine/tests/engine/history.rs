@@ -1,0 +1,181 @@
+//! Revisions: who made them, who was first, and how to get back.
+
+use std::collections::BTreeSet;
+
+use pipedoc_proto::v1;
+use pipedoc_proto::v1::Road;
+use tonic::Code;
+
+use crate::bed::{Bed, SHELF};
+
+fn with_partitions(n: usize) -> String {
+    SHELF.replace("partitions: 3", &format!("partitions: {n}"))
+}
+
+#[tokio::test]
+async fn who_expected_another_revision_is_told_which_one_is_there() {
+    let bed = Bed::new();
+    let engine = bed.engine().await;
+    assert_eq!(engine.apply_expecting(SHELF, 0).await.revision, 1, "there was none");
+    assert_eq!(engine.apply_expecting(&with_partitions(4), 1).await.revision, 2);
+
+    for expected in [0, 1, 3] {
+        let late = engine.apply_expecting(&with_partitions(5), expected).await;
+        assert!(!late.accepted && late.pipeline == "shelf", "{late:?}");
+        let conflict = late.conflict.unwrap();
+        let current = conflict.current.unwrap();
+        assert_eq!((conflict.expected, current.revision, current.by.as_str()), (expected, 2, "ann@host"));
+        assert!(current.applied_at.is_some() && current.current);
+        assert!(late.errors[0].message.contains("2 is current"), "{:?}", late.errors);
+    }
+    assert_eq!(engine.get("shelf").await.unwrap().revision, 2);
+    // The answer of an apply may be lost; whoever asks again is told that it is so.
+    let again = engine.apply_expecting(&with_partitions(4), 1).await;
+    assert!(again.accepted && again.revision == 2, "{again:?}");
+    let missing = engine.apply_expecting(&SHELF.replace("shelf", "other"), 1).await;
+    assert!(!missing.accepted && missing.conflict.unwrap().current.is_none());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_several_who_apply_at_once_one_wins_and_the_others_are_told() {
+    let bed = Bed::new();
+    let (one, two) = (bed.engine().await, bed.engine().await);
+    assert!(one.apply(SHELF).await.accepted);
+    for round in 1..=5_u64 {
+        let texts: Vec<_> = (0..4).map(|n| with_partitions(usize::try_from(round).unwrap() * 4 + n)).collect();
+        let answers = tokio::join!(
+            one.apply_expecting(&texts[0], round),
+            two.apply_expecting(&texts[1], round),
+            one.apply_expecting(&texts[2], round),
+            two.apply_expecting(&texts[3], round),
+        );
+        let answers = [answers.0, answers.1, answers.2, answers.3];
+        let winners: Vec<_> = answers.iter().filter(|answer| answer.accepted).collect();
+        assert_eq!(winners.len(), 1, "{answers:#?}");
+        for loser in answers.iter().filter(|answer| !answer.accepted) {
+            let current = loser.conflict.as_ref().unwrap().current.as_ref().unwrap();
+            assert_eq!(current.revision, winners[0].revision, "{loser:?}");
+        }
+        // The next round goes on from there, whatever number it has.
+        let now = one.get("shelf").await.unwrap();
+        let winner = answers.iter().position(|answer| answer.accepted).unwrap();
+        assert_eq!((now.revision, &now.text), (winners[0].revision, &texts[winner]));
+        if now.revision != round + 1 {
+            // A loser's text took a number and never became the current one.
+            let listed: BTreeSet<_> =
+                one.history("shelf").await.revisions.iter().map(|revision| revision.revision).collect();
+            assert!(!listed.contains(&(round + 1)) || now.revision == round + 1, "{listed:?}");
+            return;
+        }
+    }
+}
+
+#[tokio::test]
+async fn history_tells_every_road() {
+    let bed = Bed::new();
+    let engine = bed.engine().await;
+    engine.apply_expecting(SHELF, 0).await;
+    engine.wait_for_status("the file is written", |_| bed.file("shelf.yaml").exists()).await;
+    bed.write("shelf.yaml", &with_partitions(4));
+    engine.wait_for_status("the edit runs", |status| status.pipelines[0].revision == 2).await;
+    let back = engine.rollback("shelf", 0).await.unwrap();
+    assert!(back.accepted && back.revision == 3, "{back:?}");
+    assert_eq!(engine.get("shelf").await.unwrap().text, SHELF);
+
+    let history = engine.history("shelf").await;
+    assert_eq!(history.deleted_at, None);
+    let roads: Vec<_> = history
+        .revisions
+        .iter()
+        .map(|revision| (revision.revision, revision.road(), revision.rollback_of, revision.replaces, revision.current))
+        .collect();
+    let wanted =
+        [(3, Road::Rollback, 1, 2, true), (2, Road::Inbox, 0, 1, false), (1, Road::Apply, 0, 0, false)];
+    assert_eq!(roads, wanted);
+    assert!(history.revisions.iter().all(|revision| revision.steps == 2 && revision.applied_at.is_some()));
+    assert!(history.revisions[1].file.ends_with("shelf.yaml"), "{:?}", history.revisions[1]);
+    assert_eq!(history.revisions[2].by, "ann@host");
+    // The file follows; it is no edit.
+    engine
+        .wait_for_status("the file is the old one", |_| std::fs::read_to_string(bed.file("shelf.yaml")).unwrap() == SHELF)
+        .await;
+    let request = v1::GetRequest { pipeline: "shelf".into(), revision: 2 };
+    let second = engine.control().get(request).await.unwrap().into_inner();
+    assert_eq!((second.text, second.cluster.as_str()), (with_partitions(4), "local"));
+    assert!(!second.summary.unwrap().current);
+
+    // What that rollback undid comes back by another one.
+    assert!(engine.rollback("shelf", 0).await.unwrap().accepted);
+    assert_eq!(engine.get("shelf").await.unwrap().text, with_partitions(4));
+}
+
+#[tokio::test]
+async fn each_of_the_last_50_revisions_can_be_brought_back() {
+    let bed = Bed::new();
+    let engine = bed.engine().await;
+    let text = |n: usize| SHELF.replace("module: parser", &format!("module: parser, concurrency: {n}"));
+    for n in 1..=55 {
+        assert_eq!(engine.apply(&text(n)).await.revision, u64::try_from(n).unwrap());
+    }
+    let history = engine.history("shelf").await.revisions;
+    assert_eq!((history.len(), history[0].revision, history[49].revision), (50, 55, 6));
+    let gone = engine.rollback("shelf", 5).await.unwrap_err();
+    assert_eq!(gone.code(), Code::NotFound);
+    assert!(gone.message().contains("no revision 5") && gone.message().contains("6 to 55"), "{}", gone.message());
+    for n in 6..=55 {
+        let back = engine.rollback("shelf", n).await.unwrap();
+        assert!(back.accepted, "{n}: {back:?}");
+        assert_eq!(engine.get("shelf").await.unwrap().text, text(usize::try_from(n).unwrap()));
+    }
+    assert_eq!(engine.history("shelf").await.revisions.len(), 50);
+}
+
+#[tokio::test]
+async fn what_cannot_be_rolled_back_says_why() {
+    let bed = Bed::new();
+    let engine = bed.engine().await;
+    let missing = engine.rollback("shelf", 0).await.unwrap_err();
+    assert_eq!(missing.code(), Code::NotFound);
+    engine.apply(SHELF).await;
+    let first = engine.rollback("shelf", 0).await.unwrap_err();
+    assert_eq!(first.code(), Code::FailedPrecondition);
+    assert!(first.message().contains("before 1"), "{}", first.message());
+    let request =
+        v1::RollbackRequest { pipeline: "shelf".into(), revision: 1, expected_revision: Some(7), ..Default::default() };
+    let same = engine.control().rollback(request).await.unwrap().into_inner();
+    assert!(same.accepted && same.revision == 1, "it is that text already: {same:?}");
+}
+
+#[tokio::test]
+async fn a_deleted_pipeline_goes_with_its_file_and_comes_back() {
+    let bed = Bed::new();
+    let engine = bed.engine().await;
+    engine.apply(SHELF).await;
+    engine.apply(&with_partitions(4)).await;
+    engine.wait_for_status("the file is written", |_| bed.file("shelf.yaml").exists()).await;
+    let request = v1::DeleteRequest { pipeline: "shelf".into(), expected_revision: Some(1), ..Default::default() };
+    let late = engine.control().delete(request).await.unwrap().into_inner();
+    assert!(!late.accepted && late.conflict.unwrap().current.unwrap().revision == 2);
+
+    let deleted = engine.delete("shelf", false).await.unwrap();
+    assert!(deleted.accepted && deleted.revision == 2, "{deleted:?}");
+    engine.wait_for_status("the file is gone", |_| !bed.file("shelf.yaml").exists()).await;
+    assert!(engine.status().await.pipelines.is_empty());
+    assert_eq!(engine.get("shelf").await.unwrap_err().code(), Code::NotFound);
+    assert_eq!(engine.delete("shelf", false).await.unwrap_err().code(), Code::NotFound);
+    let history = engine.history("shelf").await;
+    assert!(history.deleted_at.is_some() && history.revisions.len() == 2 && !history.revisions[0].current);
+
+    let back = engine.rollback("shelf", 0).await.unwrap();
+    assert!(back.accepted && back.revision == 3, "{back:?}");
+    assert_eq!(engine.get("shelf").await.unwrap().text, with_partitions(4));
+    assert_eq!(engine.history("shelf").await.revisions.len(), 3);
+    engine.wait_for_status("the file is back", |_| bed.file("shelf.yaml").exists()).await;
+
+    // The same file, put there once more after another delete, is a new wish.
+    assert!(engine.delete("shelf", false).await.unwrap().accepted);
+    engine.wait_for_status("the file is gone", |_| !bed.file("shelf.yaml").exists()).await;
+    bed.write("shelf.yaml", &with_partitions(4));
+    engine.wait_for_status("it runs again", |status| status.pipelines.len() == 1).await;
+    assert_eq!(engine.history("shelf").await.revisions[0].replaces, 3);
+}
