@@ -6,6 +6,7 @@ mod revision;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use pipedoc_model::names::{Generation, ModuleName, PipelineName, StepName};
 use pipedoc_model::plan::Controls;
@@ -143,21 +144,25 @@ impl Kind {
     }
 }
 
-/// A store, by meaning.
+/// A store, by meaning. Clones are one.
 #[derive(Clone)]
-pub struct Catalog(Arc<dyn Store>);
+pub struct Catalog {
+    store: Arc<dyn Store>,
+    /// The highest generation that was ever seen here.
+    highest: Arc<AtomicU64>,
+}
 
 impl Catalog {
     /// Reads and writes this store.
     #[must_use]
     pub fn new(store: Arc<dyn Store>) -> Self {
-        Self(store)
+        Self { store, highest: Arc::default() }
     }
 
     /// The store itself.
     #[must_use]
     pub fn store(&self) -> &dyn Store {
-        self.0.as_ref()
+        self.store.as_ref()
     }
 
     /// The head; `None` when there is none, which means "no news".
@@ -167,13 +172,21 @@ impl Catalog {
     /// PipeDoc wrote the head.
     pub async fn head(&self) -> Result<Option<CurrentHead>> {
         let key = head_key();
-        let Some(value) = self.0.get(&key).await? else { return Ok(None) };
+        let Some(value) = self.store.get(&key).await? else { return Ok(None) };
         let Stamp { format } = read(&key, &value.text)?;
         if format > FORMAT {
             return Err(Error::TooNew { key, found: format, known: FORMAT });
         }
         let written: Written<Head> = read(&key, &value.text)?;
+        self.highest.fetch_max(written.head.generation.0, Ordering::Relaxed);
         Ok(Some(CurrentHead { head: written.head, version: value.version }))
+    }
+
+    /// The highest generation of any head that was read here. One that is made anew is
+    /// above it, so that the generation grows as long as an engine remembers.
+    #[must_use]
+    pub fn highest_generation(&self) -> Generation {
+        Generation(self.highest.load(Ordering::Relaxed))
     }
 
     /// Puts a head in the place of `current`. A leader's write carries its lease.
@@ -185,10 +198,10 @@ impl Catalog {
         debug_assert!(next.generation > current.map_or(Generation(0), |current| current.head.generation));
         let expected = current.map_or(Expected::Absent, |current| Expected::Is(current.version));
         if current.is_none() {
-            self.0.make_inbox().await?;
+            self.store.make_inbox().await?;
         }
         let text = write(&head_key(), &Written { format: FORMAT, head: next })?;
-        self.0.put(&head_key(), &text, expected, lease).await.map(drop)
+        self.store.put(&head_key(), &text, expected, lease).await.map(drop)
     }
 
     /// Writes a revision and gives its number; the newest one's when that is the same
@@ -209,7 +222,7 @@ impl Catalog {
         let numbers = self.numbers(Kind::Revision, pipeline.as_str()).await?;
         let old = numbers.len().saturating_sub(KEPT_REVISIONS);
         for number in numbers[..old].iter().filter(|number| **number != current) {
-            self.0.remove(&numbered(Kind::Revision, pipeline.as_str(), *number), None).await?;
+            self.store.remove(&numbered(Kind::Revision, pipeline.as_str(), *number), None).await?;
         }
         Ok(())
     }
@@ -230,7 +243,7 @@ impl Catalog {
     pub async fn history(&self, pipeline: &PipelineName, last: u64) -> Result<Vec<(u64, Revision)>> {
         let prefix = Key::new(&[Kind::Revision.prefix(), pipeline.as_str()]);
         let mut kept = BTreeMap::new();
-        for (number, value) in self.0.read_all(&prefix).await? {
+        for (number, value) in self.store.read_all(&prefix).await? {
             let key = Key::new(&[prefix.as_str(), &number]);
             let Ok(number) = number.parse::<u64>() else { continue };
             kept.insert(number, Revision::from_text(&value.text).map_err(|error| unreadable(&key, error))?);
@@ -291,7 +304,7 @@ impl Catalog {
     /// When the store cannot be read.
     pub async fn newest_modules(&self) -> Result<BTreeMap<ModuleName, u64>> {
         let mut newest = BTreeMap::new();
-        for key in self.0.list(&Key::new(&[Kind::Module.prefix()])).await? {
+        for key in self.store.list(&Key::new(&[Kind::Module.prefix()])).await? {
             let Some((name, number)) = key.split_once('/') else { continue };
             if let (Ok(name), Ok(number)) = (ModuleName::new(name), number.parse()) {
                 let known: &mut u64 = newest.entry(name).or_insert(number);
@@ -306,7 +319,7 @@ impl Catalog {
     /// # Errors
     /// When the store cannot be read.
     pub async fn notes(&self) -> Result<BTreeMap<String, Note>> {
-        let values = self.0.read_all(&Key::new(&["notes"])).await?;
+        let values = self.store.read_all(&Key::new(&["notes"])).await?;
         let note = |(name, value): (String, Value)| Ok((name.clone(), read(&note_key(&name), &value.text)?));
         values.into_iter().map(note).collect()
     }
@@ -317,7 +330,7 @@ impl Catalog {
     /// When the store cannot be written.
     pub async fn set_note(&self, entry: &str, note: &Note, lease: &Lease) -> Result<()> {
         let key = note_key(entry);
-        self.0.put(&key, &write(&key, note)?, Expected::Anything, Some(lease)).await.map(drop)
+        self.store.put(&key, &write(&key, note)?, Expected::Anything, Some(lease)).await.map(drop)
     }
 
     /// Removes a note.
@@ -325,7 +338,7 @@ impl Catalog {
     /// # Errors
     /// When the store cannot be written.
     pub async fn remove_note(&self, entry: &str, lease: &Lease) -> Result<()> {
-        self.0.remove(&note_key(entry), Some(lease)).await
+        self.store.remove(&note_key(entry), Some(lease)).await
     }
 
     async fn add<T: Form>(&self, kind: Kind, name: &str, value: &T, same: impl Fn(&T) -> bool) -> Result<u64> {
@@ -339,7 +352,7 @@ impl Catalog {
             let number = newest.unwrap_or(0) + 1;
             let key = numbered(kind, name, number);
             let text = value.to_text().map_err(|error| unreadable(&key, error))?;
-            match self.0.put(&key, &text, Expected::Absent, None).await {
+            match self.store.put(&key, &text, Expected::Absent, None).await {
                 Ok(_) => return Ok(number),
                 // Another engine was first with this number.
                 Err(Error::Conflict { .. }) => {}
@@ -350,12 +363,12 @@ impl Catalog {
 
     async fn find<T: Form>(&self, kind: Kind, name: &str, number: u64) -> Result<Option<T>> {
         let key = numbered(kind, name, number);
-        let Some(value) = self.0.get(&key).await? else { return Ok(None) };
+        let Some(value) = self.store.get(&key).await? else { return Ok(None) };
         T::from_text(&value.text).map(Some).map_err(|error| unreadable(&key, error))
     }
 
     async fn numbers(&self, kind: Kind, name: &str) -> Result<Vec<u64>> {
-        let keys = self.0.list(&Key::new(&[kind.prefix(), name])).await?;
+        let keys = self.store.list(&Key::new(&[kind.prefix(), name])).await?;
         let mut numbers: Vec<u64> = keys.iter().filter_map(|key| key.parse().ok()).collect();
         numbers.sort_unstable();
         Ok(numbers)

@@ -229,7 +229,8 @@ impl Editor {
                 Head { born: uuid::Uuid::new_v4().to_string(), modules, ..Head::default() }
             }
         };
-        next.generation = Generation(next.generation.max(self.reported()).0 + 1);
+        let highest = self.reported().max(self.catalog.highest_generation());
+        next.generation = Generation(next.generation.max(highest).0 + 1);
         Ok(next)
     }
 
