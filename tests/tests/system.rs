@@ -6,6 +6,10 @@
 
 mod system {
     mod bed;
+    mod cluster_changes;
+    mod cluster_faults;
+    mod cluster_library;
+    mod cluster_users;
     mod conformance;
     mod consul_store;
     mod doctor;
@@ -14,13 +18,16 @@ mod system {
     mod kafka_log;
     mod kafka_place;
     mod kafka_security;
+    mod kafka_stalls;
     mod kafka_tools;
     mod kafka_trouble;
+    mod load;
     mod processes;
     mod run;
     mod sqlite_kills;
     mod sqlite_load;
     mod sqlite_sync;
+    mod work;
     mod worker;
     mod zombies;
 }

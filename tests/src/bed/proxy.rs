@@ -28,8 +28,19 @@ pub enum Weather {
         /// How many bytes pass a second.
         bytes_per_second: u32,
     },
+    /// Requests to a Kafka broker that are of this kind, by its number in the protocol
+    /// (1 `Fetch`, 8 `OffsetCommit`), vanish on their way; all others pass.
+    Without(u16),
     /// Connections are closed as soon as they are made.
     Cut,
+}
+
+impl Weather {
+    /// Whether it takes what a client sends in one piece.
+    fn swallows(self, piece: &[u8]) -> bool {
+        // A request is its length, four bytes, then its kind.
+        matches!((self, piece), (Self::Without(kind), [_, _, _, _, high, low, ..]) if kind.to_be_bytes() == [*high, *low])
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -37,6 +48,8 @@ struct State {
     weather: Weather,
     /// Connections of an earlier era are closed.
     era: u64,
+    /// Connections made before the last of so many times are dead for good.
+    lost: u64,
 }
 
 /// A running proxy. Closes all connections on drop.
@@ -58,7 +71,7 @@ impl Proxy {
         let [port] = free_ports();
         let listener = std::net::TcpListener::bind(("127.0.0.1", port)).expect("a free port");
         listener.set_nonblocking(true).expect("a listener that does not block");
-        let (state, seen) = watch::channel(State { weather: Weather::Fair, era: 0 });
+        let (state, seen) = watch::channel(State { weather: Weather::Fair, era: 0, lost: 0 });
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         let serve = move || {
             runtime.block_on(accept(listener, target, seen));
@@ -89,6 +102,12 @@ impl Proxy {
         });
     }
 
+    /// The connections there are stay open, and nothing ever passes on them again, as
+    /// when a router has forgotten them; new ones are taken.
+    pub fn lose_connections(&self) {
+        self.state.send_modify(|state| state.lost += 1);
+    }
+
     /// Closes the connections there are; new ones are taken.
     pub fn drop_connections(&self) {
         self.state.send_modify(|state| state.era += 1);
@@ -98,7 +117,7 @@ impl Proxy {
 impl Drop for Proxy {
     fn drop(&mut self) {
         // The loops end when nobody can change the weather any more.
-        self.state = watch::channel(State { weather: Weather::Cut, era: 0 }).0;
+        self.state = watch::channel(State { weather: Weather::Cut, era: 0, lost: 0 }).0;
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
@@ -113,7 +132,7 @@ async fn accept(listener: std::net::TcpListener, target: SocketAddr, mut seen: w
                 let Ok((client, _)) = accepted else { continue };
                 let now = *seen.borrow();
                 if now.weather != Weather::Cut {
-                    tokio::spawn(connect(client, target, seen.clone(), now.era));
+                    tokio::spawn(connect(client, target, seen.clone(), now));
                 }
             }
             changed = seen.changed() => if changed.is_err() { return },
@@ -121,44 +140,58 @@ async fn accept(listener: std::net::TcpListener, target: SocketAddr, mut seen: w
     }
 }
 
-async fn connect(client: TcpStream, target: SocketAddr, seen: watch::Receiver<State>, era: u64) {
+async fn connect(client: TcpStream, target: SocketAddr, seen: watch::Receiver<State>, born: State) {
     let Ok(server) = TcpStream::connect(target).await else { return };
     let _ = (client.set_nodelay(true), server.set_nodelay(true));
     let (from_client, to_client) = client.into_split();
     let (from_server, to_server) = server.into_split();
     tokio::select! {
-        () = pass(from_client, to_server, seen.clone(), era) => {}
-        () = pass(from_server, to_client, seen, era) => {}
+        () = pass(from_client, to_server, seen.clone(), born, Weather::swallows) => {}
+        () = pass(from_server, to_client, seen, born, |_, _| false) => {}
     }
 }
 
-/// Passes bytes in one direction until either end closes, or the era has ended.
-async fn pass(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut seen: watch::Receiver<State>, era: u64) {
+/// Passes bytes in one direction until either end closes, or the era has ended that
+/// the connection was born in.
+async fn pass(
+    mut from: OwnedReadHalf,
+    mut to: OwnedWriteHalf,
+    mut seen: watch::Receiver<State>,
+    born: State,
+    is_swallowed: fn(Weather, &[u8]) -> bool,
+) {
     let mut piece = vec![0; 16 * 1024];
     loop {
         let read = tokio::select! {
             read = from.read(&mut piece) => read,
             changed = seen.changed() => match changed {
-                Ok(()) if seen.borrow().era == era => continue,
+                Ok(()) if seen.borrow().era == born.era => continue,
                 _ => return,
             },
         };
         let Ok(read @ 1..) = read else { return };
-        if !passes(&mut seen, era, read).await || to.write_all(&piece[..read]).await.is_err() {
+        let weather = seen.borrow().weather;
+        if is_swallowed(weather, &piece[..read]) {
+            continue;
+        }
+        if !passes(&mut seen, born, read).await || to.write_all(&piece[..read]).await.is_err() {
             return;
         }
     }
 }
 
 /// Waits until so many bytes may pass; false when the era has ended meanwhile.
-async fn passes(seen: &mut watch::Receiver<State>, era: u64, bytes: usize) -> bool {
-    let weather = seen.borrow().weather;
-    if let Weather::Slow { delay, bytes_per_second } = weather {
+async fn passes(seen: &mut watch::Receiver<State>, born: State, bytes: usize) -> bool {
+    let State { weather, lost, .. } = *seen.borrow();
+    if let Weather::Slow { delay, bytes_per_second } = weather
+        && lost == born.lost
+    {
         let wait = delay + Duration::from_secs(bytes as u64) / bytes_per_second.max(1);
-        return tokio::time::timeout(wait, seen.wait_for(|state| state.era != era)).await.is_err();
+        return tokio::time::timeout(wait, seen.wait_for(|state| state.era != born.era)).await.is_err();
     }
-    let calm = seen.wait_for(|state| state.era != era || state.weather != Weather::Stalled).await;
-    calm.is_ok_and(|state| state.era == era)
+    let calm = |state: &State| state.weather != Weather::Stalled && state.lost == born.lost;
+    let calm = seen.wait_for(|state| state.era != born.era || calm(state)).await;
+    calm.is_ok_and(|state| state.era == born.era)
 }
 
 #[cfg(test)]
@@ -232,6 +265,18 @@ mod tests {
         let mut heard = [0];
         one.read_exact(&mut heard).unwrap();
         assert_eq!(&heard, b"b");
+    }
+
+    #[test]
+    fn a_lost_connection_stays_dead_and_a_new_one_is_made() {
+        let proxy = Proxy::start(echo());
+        let mut one = client(&proxy);
+        assert_eq!(say(&mut one, b"a").unwrap(), b"a");
+        proxy.lose_connections();
+        one.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+        let error = say(&mut one, b"b").unwrap_err();
+        assert!(matches!(error.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut), "{error}");
+        assert_eq!(say(&mut client(&proxy), b"c").unwrap(), b"c");
     }
 
     #[test]

@@ -279,6 +279,31 @@ async fn clients_tell_of_themselves() {
     reader.close().await.unwrap();
 }
 
+/// librdkafka writes hundreds of lines, before which rebalances must not wait.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_consumer_that_is_debugged_reads_all_the_same() {
+    let Some(kafka) = kafka::shared("a_consumer_that_is_debugged_reads_all_the_same") else { return };
+    let mut config = KafkaConfig::new(kafka.bootstrap());
+    config.settings.insert("debug".to_owned(), "all".to_owned());
+    let debugged = KafkaLog::connect(config).await.unwrap();
+    let topic = topic(&log(kafka).await, "debugged", 1).await;
+    let writer = debugged.producer(producer(&[])).await.unwrap();
+    writer.send(vec![record(&topic, 0, "x")]).await.unwrap().await.remove(0).unwrap();
+    let reader = debugged.consumer(member("reader", &topic, &[])).await.unwrap();
+    assert_eq!(read(&reader, 1).await.len(), 1);
+    assert_eq!(debugged.group_offsets(&format!("group-{topic}")).await.unwrap().len(), 1);
+    reader.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_is_itself_whichever_way_it_is_reached() {
+    let Some(kafka) = kafka::shared("a_cluster_is_itself_whichever_way_it_is_reached") else { return };
+    let identity = log(kafka).await.identity().await.unwrap();
+    let other = kafka.bootstrap().replace("127.0.0.1", "localhost");
+    assert_eq!(KafkaLog::connect(KafkaConfig::new(other)).await.unwrap().identity().await.unwrap(), identity);
+    assert!(identity.starts_with("kafka cluster "), "{identity}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cluster_that_is_away_is_waited_for_with_one_line() {
     let told = AtomicUsize::new(0);

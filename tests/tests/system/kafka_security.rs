@@ -47,6 +47,9 @@ const LACKING: [(&str, &str, &str, &str); 9] = [
 
 const PASSWORD: &str = "open-sesame";
 
+/// Somebody who may write to no topic at all, nor say so to the cluster.
+const READER: &str = "reader";
+
 /// The broker of these tests: it limits records to 100 KB as well.
 fn broker(test: &str) -> Option<&'static Kafka> {
     static BROKER: OnceLock<Result<Kafka, String>> = OnceLock::new();
@@ -60,7 +63,7 @@ fn broker(test: &str) -> Option<&'static Kafka> {
 }
 
 fn start() -> Result<Kafka, String> {
-    let names = ["engine", "module"].into_iter().chain(LACKING.map(|(name, ..)| name));
+    let names = ["engine", "module", READER].into_iter().chain(LACKING.map(|(name, ..)| name));
     let users: Vec<_> = names.map(|name| User { name, password: PASSWORD }).collect();
     let kafka = Kafka::start_as(Setup::new().secured(&users))?;
     let folder = tempfile::tempdir().map_err(|error| error.to_string())?;
@@ -78,6 +81,8 @@ fn start() -> Result<Kafka, String> {
             grant(&kafka, holders, operation, resource);
         }
     }
+    grant(&kafka, [READER].into_iter(), "Read", "topic");
+    grant(&kafka, [READER].into_iter(), "DescribeConfigs", "topic");
     // Who may write nowhere gets no producer at all; this one may, only not where it tries.
     let elsewhere = format!("{CLUSTER}-elsewhere");
     let arguments = ["--add", "--operation", "Write", "--topic", &elsewhere, "--allow-principal", "User:no-write"];
@@ -200,6 +205,20 @@ async fn each_missing_right_is_named() {
         }
     }
     assert!(told.is_empty(), "{}", told.join("\n"));
+}
+
+/// The broker gives such a client no number for its records, which ends the client.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_may_write_nowhere_is_told_which_right_is_missing() {
+    let Some(kafka) = broker("who_may_write_nowhere_is_told_which_right_is_missing") else { return };
+    let home = topic("read-only");
+    log_of(kafka, "engine").await.ensure_topic(&spec(&home, 1)).await.unwrap();
+    let producer = log_of(kafka, READER).await.producer(ProducerConfig::default()).await.unwrap();
+    for _ in 0..2 {
+        let record = OutgoingRecord::new(home.clone(), None, Some(Bytes::from("x")));
+        let error = refused(async || producer.send(vec![record.clone()]).await?.await.remove(0)).await;
+        assert!(error.contains("the right Write on topic sec.read-only"), "{error}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -108,6 +108,25 @@ fn settings_that_are_misspelt_or_forbidden_are_refused_together() {
     assert_refused(&plain, &more, &["group.id", "CLUSTER.PIPELINE.STEP", "lingr.ms", "linger.ms"]);
 }
 
+#[test]
+fn brokers_that_are_none_are_refused_at_once_and_all_named() {
+    let desk = Desk::new("");
+    assert_refused(&desk, &["--kafka", "http://localhost:9092"], &["http://localhost:9092: is a URL", "HOST:PORT"]);
+    let words = ["b: names no port", "c:notaport: ", "entry 4: is empty", "d d:1: "];
+    assert_refused(&desk, &["--kafka", "a:9092,b,c:notaport,,d d:1"], &words);
+    assert_refused(&desk, &["--log", "kafka:a:9092,b"], &["b: names no port"]);
+}
+
+#[test]
+fn how_brokers_are_reached_is_refused_in_a_step() {
+    let desk = Desk::new("    kafka: {producer: {sasl.password: open-sesame, linger.ms: '${env:PIPEDOC_TEST_NO}'}}\n");
+    let output = desk.command(&["--kafka", "127.0.0.1:1"]).output().unwrap();
+    let told = said(&output);
+    assert_eq!(output.status.code(), Some(2), "{told}");
+    assert!(told.contains("sasl.password") && told.contains("--kafka-settings"), "{told}");
+    assert!(!told.contains("open-sesame"), "{told}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn missing_topics_under_verify_are_all_named_and_none_is_made() {
     let Some(kafka) = kafka::shared("missing_topics_under_verify_are_all_named_and_none_is_made") else { return };

@@ -4,9 +4,8 @@
 //! After each fault the same must hold: no acknowledged document is missing, the
 //! order of each key is kept apart from redeliveries, and nobody had to lend a hand.
 //! Each scenario runs `PIPEDOC_TEST_ROUNDS` times (1), and prints how long the
-//! recovery took; more than once, members have the session of production. `PIPEDOC_TEST_AWAY` says for how many seconds a broker is away (15).
-
-mod load;
+//! recovery took; more than once, members have the session of production.
+//! `PIPEDOC_TEST_AWAY` says for how many seconds a broker is away (15).
 
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
@@ -14,43 +13,13 @@ use std::time::{Duration, Instant};
 use pipedoc_tests::bed::kafka::Kafka;
 use pipedoc_tests::bed::kafka::setup::Setup;
 use pipedoc_tests::bed::proxy::Weather;
-use pipedoc_tests::bed::{eventually, missing, wait_for};
+use pipedoc_tests::bed::{missing, wait_for};
 use pipedoc_transport::log::{Log, TopicSettings, TopicSpec};
 use tokio::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use self::load::{Load, Watch, in_order};
 use super::kafka_place::Place;
-
-/// One step that takes its time, so that documents are always at work.
-const PIPELINE: &str = "
-pipeline: load
-defaults: {partitions: 4}
-steps:
-  - name: echo
-    type: PIPELINE
-    module: echo
-    concurrency: 16
-    config: {delay: 5ms}
-    outputs: [{topic: CLUSTER-out}]
-    kafka: {consumer: {session.timeout.ms: SESSION}}
-";
-
-/// How long anything may take that ought to be quick.
-const PATIENCE: Duration = Duration::from_secs(90);
-
-fn number(variable: &str, default: u64) -> u64 {
-    std::env::var(variable).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
-}
-
-fn rounds() -> u64 {
-    number("PIPEDOC_TEST_ROUNDS", 1)
-}
-
-/// The pipeline, with the session that members have by default; shorter where the
-/// scenarios run just once.
-fn pipeline() -> String {
-    PIPELINE.replace("SESSION", if rounds() > 1 { "15000" } else { "6000" })
-}
+use super::load::{self, Load, Watch, in_order};
+use super::work::{PATIENCE, Work, number, pipeline, rounds};
 
 fn away() -> Duration {
     Duration::from_secs(number("PIPEDOC_TEST_AWAY", 15))
@@ -74,61 +43,12 @@ async fn for_all(test: &str) -> Option<RwLockReadGuard<'static, Kafka>> {
 }
 
 /// The broker for one test alone, running, whatever a failed test did to it.
-async fn alone(test: &str) -> Option<RwLockWriteGuard<'static, Kafka>> {
+pub async fn alone(test: &str) -> Option<RwLockWriteGuard<'static, Kafka>> {
     let mut kafka = broker(test)?.write().await;
     if !kafka.is_running() {
         kafka.restart();
     }
     Some(kafka)
-}
-
-/// A pipeline at work: documents go in and come out.
-struct Work {
-    place: Place,
-    load: Load,
-    watch: Watch,
-}
-
-impl Work {
-    /// Waits for the first documents to come out. The processes run already.
-    async fn begin(kafka: &Kafka, place: Place) -> Self {
-        let log = load::log(&kafka.bootstrap()).await;
-        let (input, output) = (place.topic(".load.echo"), place.topic("-out"));
-        for topic in [&input, &output] {
-            eventually("the topics are made", PATIENCE, async || log.topic(topic).await.ok().flatten()).await;
-        }
-        let watch = Watch::start(&log, &output).await;
-        let load = Load::start(&log, &input).await;
-        let work = Self { place, load, watch };
-        work.watch.recovered(&work.load, Instant::now(), PATIENCE).await;
-        work
-    }
-
-    /// Seconds from `moment` until a document came out that was sent after it.
-    async fn recovered(&self, moment: Instant) -> f64 {
-        self.watch.recovered(&self.load, moment, PATIENCE).await.as_secs_f64()
-    }
-
-    /// Ends the load and checks all that came out. Says how it went.
-    async fn end(self, fault: &str, round: u64, seconds: &[f64]) {
-        let (sent, acknowledged) = self.load.stop().await;
-        self.watch.complete(&acknowledged, PATIENCE).await;
-        let seen = self.watch.seen();
-        let again = in_order(&seen);
-        let step = wait_for("status shows a step at work without lag", PATIENCE, || {
-            let step = self.place.step("load", "echo")?;
-            (step["state"] == "STEP_STATE_RUNNING" && step["lag"].as_str().is_none_or(|lag| lag == "0")).then_some(step)
-        });
-        let deads = step["deadLetters"].as_str().unwrap_or("0");
-        assert_eq!(deads, "0", "{step}");
-        let seconds: Vec<_> = seconds.iter().map(|seconds| format!("{seconds:.1}")).collect();
-        eprintln!(
-            "{fault}, round {}: recovered in {} s; {sent} sent, {} acknowledged, 0 missing, {again} came again",
-            round + 1,
-            seconds.join(", "),
-            acknowledged.len()
-        );
-    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -138,7 +58,7 @@ async fn a_broker_that_restarts_under_load_costs_no_document() {
     for round in 0..rounds() {
         let place = Place::new(&kafka.bootstrap(), &[&pipeline()]);
         let (_engine, _one, _two) = (place.engine(), place.module("echo", "one"), place.module("echo", "two"));
-        let work = Work::begin(&kafka, place).await;
+        let work = Work::begin(&kafka.bootstrap(), place).await;
         kafka.stop();
         kafka.restart();
         let mut seconds = vec![work.recovered(Instant::now()).await];
@@ -166,7 +86,7 @@ async fn a_broker_that_is_away_for_a_while_costs_no_document() {
         }
         kafka.restart();
         let back = Instant::now();
-        let work = Work::begin(&kafka, place).await;
+        let work = Work::begin(&kafka.bootstrap(), place).await;
         let at_start = back.elapsed().as_secs_f64();
         kafka.kill();
         std::thread::sleep(away());
@@ -184,7 +104,7 @@ async fn cut_stalled_and_slow_connections_cost_no_document() {
     for round in 0..rounds() {
         let place = Place::new(&kafka.proxy().address(), &[&pipeline()]);
         let (_engine, _one, _two) = (place.engine(), place.module("echo", "one"), place.module("echo", "two"));
-        let work = Work::begin(&kafka, place).await;
+        let work = Work::begin(&kafka.bootstrap(), place).await;
         let mut seconds = Vec::new();
         for _ in 0..3 {
             kafka.proxy().drop_connections();
@@ -211,7 +131,7 @@ async fn partitions_added_under_load_cost_no_document() {
     for round in 0..rounds() {
         let place = Place::new(&kafka.bootstrap(), &[&pipeline()]);
         let (_engine, _one, _two) = (place.engine(), place.module("echo", "one"), place.module("echo", "two"));
-        let work = Work::begin(&kafka, place).await;
+        let work = Work::begin(&kafka.bootstrap(), place).await;
         work.place.wait_for_owners("echo", 2, 4, PATIENCE);
         let said = work.place.dry_run(&pipeline().replace("partitions: 4", "partitions: 8"));
         let topic = work.place.topic(".load.echo");
@@ -239,7 +159,7 @@ async fn instances_that_come_and_go_cost_no_document() {
     for round in 0..rounds() {
         let place = Place::new(&kafka.bootstrap(), &[&pipeline()]);
         let (_engine, _stays) = (place.engine(), place.module("echo", "stays"));
-        let work = Work::begin(&kafka, place).await;
+        let work = Work::begin(&kafka.bootstrap(), place).await;
         let begun = Instant::now();
         let mut guests = Vec::new();
         let mut leavers = Vec::new();
@@ -273,7 +193,7 @@ async fn an_instance_stopped_beyond_its_session_wakes_up_as_a_guest() {
     for round in 0..rounds() {
         let place = Place::new(&kafka.bootstrap(), &[&pipeline()]);
         let (_engine, _one, zombie) = (place.engine(), place.module("echo", "one"), place.module("echo", "zombie"));
-        let work = Work::begin(&kafka, place).await;
+        let work = Work::begin(&kafka.bootstrap(), place).await;
         work.place.wait_for_owners("echo", 2, 4, PATIENCE);
         zombie.signal("STOP");
         let stopped = Instant::now();
@@ -322,7 +242,7 @@ steps:
             make(place.topic(&format!(".side.lost{rest}"))).await;
         }
         let (_engine, _echo) = (place.engine(), place.module("echo", "echo"));
-        let work = Work::begin(&kafka, place).await;
+        let work = Work::begin(&kafka.bootstrap(), place).await;
         let watch = Watch::start(&log, &out).await;
         let first = Load::start(&log, &gone).await;
         watch.recovered(&first, Instant::now(), PATIENCE).await;
