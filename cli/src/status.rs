@@ -1,9 +1,10 @@
 //! `pipedoc status`: how everything is doing, as an engine knows it.
 
 use std::process::ExitCode;
+use std::time::SystemTime;
 
 use pipedoc_proto::v1::pipeline_control_client::PipelineControlClient;
-use pipedoc_proto::v1::{StatusRequest, StatusResponse, StepState, StepType};
+use pipedoc_proto::v1::{StatusRequest, StatusResponse, StepState, StepStatus, StepType};
 
 use crate::args::{EngineAddress, OutputFormat};
 use crate::show::say;
@@ -48,7 +49,7 @@ fn print(status: &StatusResponse) {
                     step.in_flight.to_string(),
                     step.done.to_string(),
                     step.dead_letters.to_string(),
-                    show::first_line(&step.last_error, 80),
+                    error(step),
                 ]
             })
             .collect();
@@ -77,6 +78,19 @@ fn print(status: &StatusResponse) {
     }
     if status.pipelines.is_empty() {
         say!("no pipelines; apply one with `pipedoc apply FILE`");
+    }
+}
+
+/// The last error of a step and how long ago it was.
+fn error(step: &StepStatus) -> String {
+    let line = show::first_line(&step.last_error, 80);
+    let at = step.last_error_at.and_then(|at| SystemTime::try_from(at).ok());
+    match at.and_then(|at| at.elapsed().ok()).map(|age| age.as_secs()) {
+        Some(_) if line.is_empty() => line,
+        None => line,
+        Some(seconds @ 0..120) => format!("{line} ({seconds} s ago)"),
+        Some(seconds @ 120..7200) => format!("{line} ({} min ago)", seconds / 60),
+        Some(seconds) => format!("{line} ({} h ago)", seconds / 3600),
     }
 }
 
