@@ -36,19 +36,46 @@ const BITS: char = 'b';
 /// Empty when there is nothing to name.
 #[must_use]
 pub fn encode(offset: i64, done: &[Range<i64>], limit: usize) -> String {
-    let Some(room) = limit.min(LIMIT).checked_sub(VERSION.len() + 1).map(|chars| chars / 4 * 3 + chars % 4 * 3 / 4)
-    else {
-        return String::new();
+    encode_as_fits(offset, done, limit).0
+}
+
+/// Names all of what is done beyond an offset; `None` where it does not fit.
+#[must_use]
+pub fn encode_whole(offset: i64, done: &[Range<i64>]) -> Option<String> {
+    let (text, reach) = encode_as_fits(offset, done, LIMIT);
+    (reach == i64::MAX).then_some(text)
+}
+
+/// Bytes of payload that fit.
+pub(crate) const ROOM: usize = room(LIMIT - VERSION.len() - 1);
+
+/// How many bytes of payload naming may take at worst, when so many runs of offsets
+/// lie within a span.
+pub(crate) fn worst(span: u64, runs: usize) -> usize {
+    let varint = usize::try_from((u64::BITS - span.leading_zeros()).div_ceil(7)).unwrap_or(usize::MAX).max(1);
+    let bits = usize::try_from(span.div_ceil(8)).unwrap_or(usize::MAX);
+    bits.min(runs.saturating_mul(2 * varint))
+}
+
+/// Bytes that so many characters of base64 hold.
+const fn room(chars: usize) -> usize {
+    chars / 4 * 3 + chars % 4 * 3 / 4
+}
+
+/// What fits, and up to which offset it says everything.
+fn encode_as_fits(offset: i64, done: &[Range<i64>], limit: usize) -> (String, i64) {
+    let Some(room) = limit.min(LIMIT).checked_sub(VERSION.len() + 1).map(room) else {
+        return (String::new(), if done.is_empty() { i64::MAX } else { offset });
     };
     let (runs, runs_reach) = runs(offset, done, room);
     let (bits, bits_reach) = bits(offset, done, room);
     // The form that says more; of two that say the same, the shorter one.
     let takes_bits = (bits_reach, std::cmp::Reverse(bits.len())) > (runs_reach, std::cmp::Reverse(runs.len()));
-    let (kind, payload) = if takes_bits { (BITS, bits) } else { (RUNS, runs) };
+    let (kind, payload, reach) = if takes_bits { (BITS, bits, bits_reach) } else { (RUNS, runs, runs_reach) };
     if payload.is_empty() {
-        return String::new();
+        return (String::new(), reach);
     }
-    format!("{VERSION}{kind}{}", URL_SAFE_NO_PAD.encode(payload))
+    (format!("{VERSION}{kind}{}", URL_SAFE_NO_PAD.encode(payload)), reach)
 }
 
 /// What [`encode`] has named: ranges in order, apart from each other, beyond
@@ -205,6 +232,18 @@ mod tests {
         assert_eq!(decode(i64::MAX, "pd1rAQE"), [], "beyond all offsets");
         let long = format!("pd1b{}", "_".repeat(LIMIT));
         assert_eq!(decode(0, &long), [], "longer than any log keeps");
+    }
+
+    #[test]
+    fn what_never_takes_more_than_the_room_is_always_named_whole() {
+        for (span, gap) in [(24_000_i64, 2), (24_000, 3), (3_000_000, 6_500)] {
+            let done: Vec<Range<i64>> = (1..span / gap).map(|n| (n * gap)..(n * gap + 1)).collect();
+            assert!(worst(span.unsigned_abs(), done.len()) <= ROOM, "{span} {gap}");
+            let text = encode_whole(0, &done).expect("it fits");
+            assert_eq!(decode(0, &text), done);
+        }
+        let much: Vec<Range<i64>> = (0..30_000).map(|n| (1 + 20 * n)..(2 + 20 * n)).collect();
+        assert_eq!(encode_whole(0, &much), None);
     }
 
     proptest! {

@@ -572,7 +572,7 @@ async fn steps_that_do_not_open_leave_others_alone() {
     let mut unknown = plan("unknown");
     unknown.module = "nobody".parse().unwrap();
     let mut later = plan("later");
-    later.delivery = pipedoc_model::step::Delivery::ExactlyOnce;
+    later.hydration = pipedoc_model::step::Hydration::Lazy;
     bed.run(&[
         with("good", serde_json::json!({})),
         with("bad", serde_json::json!({"open": "bad"})),
@@ -589,7 +589,7 @@ async fn steps_that_do_not_open_leave_others_alone() {
     assert!(wrong.contains("open: ") && wrong.contains("shut"), "both mistakes: {wrong}");
     assert!(bed.state("unknown", StepState::Failed).await.last_error.contains("no module nobody"));
     assert!(
-        bed.state("later", StepState::Failed).await.last_error.contains("not supported yet: delivery: EXACTLY_ONCE")
+        bed.state("later", StepState::Failed).await.last_error.contains("not supported yet: hydration: LAZY")
     );
     assert_eq!(bed.status("waits").state, StepState::Starting);
     assert!(bed.status("waits").last_error.contains("not open yet"));

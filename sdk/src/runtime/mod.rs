@@ -43,6 +43,7 @@ mod connect;
 mod dead_letter;
 mod deliveries;
 mod emit;
+mod exact;
 mod hop;
 mod lanes;
 mod outbox;

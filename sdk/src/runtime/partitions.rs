@@ -10,9 +10,11 @@ use std::time::Duration;
 use pipedoc_transport::log::{AssignedPartition, TopicPartition};
 use tokio::time::Instant;
 
+use super::exact::Row;
 use super::lanes::LaneId;
 use super::retry;
 use super::window::{Admission, Window};
+use crate::progress;
 
 /// How much a step may hold open. One batch of the log may come on top: that
 /// which fills the window.
@@ -32,6 +34,12 @@ impl Default for Bounds {
 }
 
 impl Bounds {
+    /// The same where all that is done stays open until a transaction is written:
+    /// what comes in meanwhile needs room of its own.
+    pub(crate) fn for_transactions(self) -> Self {
+        Self { records: self.records.saturating_mul(UNTIL_WRITTEN), ..self }
+    }
+
     /// How many records a batch of the log may hold.
     #[must_use]
     pub fn batch_records(&self) -> usize {
@@ -49,6 +57,13 @@ impl Bounds {
 /// watermark: they take little memory, but a crash repeats them.
 const DONE_BEYOND: usize = 10;
 
+/// So many times as many records may be open where they wait for transactions, of
+/// which one is gathered and one is written at any time.
+const UNTIL_WRITTEN: usize = 5;
+
+/// Bytes beside an offset that are kept for a batch that comes on top.
+const SLACK: usize = 256;
+
 /// How often going back is tried, and how long between.
 const SEEKS: u32 = 5;
 const BETWEEN_SEEKS: Duration = Duration::from_secs(1);
@@ -60,6 +75,10 @@ pub(crate) struct Partition {
     /// Tells this ownership from an earlier one of the same partition.
     pub(crate) number: u64,
     pub(crate) window: Window,
+    /// What its transactions are to write, where it has some.
+    pub(crate) row: Row,
+    /// Which of the step's desks writes them.
+    pub(crate) desk: usize,
     /// Nothing new is admitted: it is being taken away.
     pub(crate) revoking: bool,
     /// Why it stands still, if it does, until it is told to go on.
@@ -86,6 +105,11 @@ pub(crate) struct Partitions {
     bounds: Bounds,
     /// Which of the bounds are used up.
     full: Full,
+    /// How many desks write transactions; 0: none does.
+    desks: usize,
+    /// The desk of each partition, for good: no other may write for one that comes
+    /// back while its last transaction is still open.
+    homes: HashMap<TopicPartition, usize>,
 }
 
 /// What is used up, and stays so until less than half of it is used: each on its
@@ -95,11 +119,13 @@ struct Full {
     records: bool,
     remembered: bool,
     bytes: bool,
+    /// What is done could come to take more room than there is beside an offset.
+    named: bool,
 }
 
 impl Full {
     fn any(self) -> bool {
-        self.records || self.remembered || self.bytes
+        self.records || self.remembered || self.bytes || self.named
     }
 }
 
@@ -108,14 +134,33 @@ impl Partitions {
         Self { bounds, ..Self::default() }
     }
 
+    /// The same where transactions commit, written by so many desks.
+    pub(crate) fn with_desks(bounds: Bounds, desks: usize) -> Self {
+        Self { desks, ..Self::new(bounds.for_transactions()) }
+    }
+
+    /// The desk of a partition: of the first time, one with the fewest others.
+    fn desk(&mut self, source: &TopicPartition) -> usize {
+        if let Some(desk) = self.homes.get(source) {
+            return *desk;
+        }
+        let load = |desk: &usize| self.homes.values().filter(|home| *home == desk).count();
+        let desk = (0..self.desks).min_by_key(load).unwrap_or_default();
+        self.homes.insert(source.clone(), desk);
+        desk
+    }
+
     pub(crate) fn assign(&mut self, assigned: &AssignedPartition) {
         self.next_number += 1;
+        let desk = if self.desks > 0 { self.desk(&assigned.source) } else { 0 };
         let committed = assigned.committed.as_ref();
         let metadata = committed.map_or("", |committed| committed.metadata.as_str());
         let partition = Partition {
             source: Arc::new(assigned.source.clone()),
             number: self.next_number,
             window: Window::new(assigned.position, committed.map(|committed| committed.offset), metadata),
+            row: Row::default(),
+            desk,
             revoking: false,
             stopped: None,
             restart_at: None,
@@ -150,8 +195,7 @@ impl Partitions {
         stopped.map(|(partition, reason)| (partition.source.as_ref().clone(), reason.clone())).collect()
     }
 
-    #[cfg(test)]
-    fn iter_mut(&mut self) -> impl Iterator<Item = &mut Partition> {
+    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Partition> {
         self.owned.values_mut()
     }
 
@@ -178,6 +222,7 @@ impl Partitions {
         self.full.records = is_full(self.full.records, records, most_records);
         self.full.bytes = is_full(self.full.bytes, bytes, most_bytes);
         let shares = self.owned.len().max(1);
+        let exact = self.desks > 0;
         for partition in self.owned.values_mut() {
             let window = &partition.window;
             let full = &mut partition.full;
@@ -185,6 +230,7 @@ impl Partitions {
             full.records = is_full(full.records, window.len(), share);
             full.remembered = is_full(full.remembered, window.span(), share.saturating_mul(DONE_BEYOND));
             full.bytes = is_full(full.bytes, window.bytes(), (most_bytes / shares).max(1));
+            full.named = exact && is_full(full.named, window.naming(), progress::ROOM - SLACK);
         }
     }
 
@@ -259,6 +305,11 @@ impl Partition {
         self.stuck += 1;
         self.restart_at = Some(now + BETWEEN_SEEKS);
         self.stuck > SEEKS
+    }
+
+    /// Whether a transaction would find nothing more to write by waiting.
+    pub(crate) fn has_nothing_coming(&self) -> bool {
+        self.window.is_at_end() || self.resting || self.full.any()
     }
 
     /// A delivery was done.

@@ -9,6 +9,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use pipedoc_model::kafka::Settings;
 use pipedoc_model::names::{ModuleName, Topic};
 use pipedoc_model::step::{ControlState, Delivery, Format, Hydration, InputSource, OnExhausted, StepPlan, StepType};
 use pipedoc_transport::log::{Consumer, ConsumerConfig, Log, Producer, ProducerConfig, Start, Subscription};
@@ -20,12 +21,14 @@ use tracing::Instrument;
 use super::claims::{Claims, Shelf};
 use super::clients;
 use super::connect;
+use super::exact::{Desks, Office};
+use super::outbox::Outbox;
 use super::pace::Pace;
 use super::partitions::Bounds;
-use super::pump::Pump;
+use super::pump::{Out, Pump};
 use super::records::{Exact, RecordPump, Station};
 use super::route::Router;
-use super::status::{Board, StepState};
+use super::status::{Board, Obstacle, StepState};
 use super::topics::Topics;
 use super::work::Workshop;
 use super::{Order, process, retry};
@@ -287,14 +290,17 @@ async fn open(
         let opening = open_once(around, plan, step);
         let error = tokio::select! {
             opened = opening => match opened {
-                Ok(opened) => return Some(Ok(opened)),
+                Ok(opened) => {
+                    board.is_over(|obstacle| *obstacle == Obstacle::Opening);
+                    return Some(Ok(opened));
+                }
                 Err(error) if !error.is_retryable() => return Some(Err(error)),
                 Err(error) => error,
             },
             () = stop_ordered(orders) => return None,
         };
         failures = failures.saturating_add(1);
-        board.trouble(&error.context("the step cannot be opened yet; it is tried again"));
+        board.hindered(Obstacle::Opening, &error.context("the step cannot be opened yet; it is tried again"));
         tokio::select! {
             () = tokio::time::sleep(retry::backoff(&retry::patient(), failures)) => {}
             () = stop_ordered(orders) => return None,
@@ -321,8 +327,10 @@ async fn open_once(around: &Surroundings, plan: &StepPlan, step: &Step) -> Resul
     if !matches!(program, Program::Documents(_)) {
         refuse_for_records(plan)?;
     }
-    if plan.delivery == Delivery::ExactlyOnce && !matches!(program, Program::Records(_)) {
-        return Err(Error::permanent("not supported yet: delivery: EXACTLY_ONCE").with_kind("unsupported"));
+    if plan.delivery == Delivery::ExactlyOnce && matches!(program, Program::Connector(_)) {
+        return Err(
+            Error::permanent("not supported yet: delivery: EXACTLY_ONCE for connectors").with_kind("unsupported")
+        );
     }
     if !fits {
         return Err(Error::permanent(format!("module {} cannot be a {:?} step", plan.module, plan.step_type)));
@@ -338,7 +346,7 @@ fn scrubbed(error: &Error, secrets: &Secrets) -> Error {
 fn refuse_what_comes_later(plan: &StepPlan) -> Result<()> {
     let mut missing = Vec::new();
     match plan.delivery {
-        // Record modules have it; others are refused when their program is known.
+        // Connectors are refused when their program is known.
         Delivery::AtLeastOnce | Delivery::ExactlyOnce => {}
         Delivery::AtMostOnce => missing.push("delivery: AT_MOST_ONCE"),
     }
@@ -396,7 +404,7 @@ async fn run(
         }
         failures = failures.saturating_add(1);
         board.set_consumer(None);
-        board.trouble(&error.context("the step begins again with new connections"));
+        board.hindered(Obstacle::Connections, &error.context("the step begins again with new connections"));
         tokio::select! {
             () = tokio::time::sleep(retry::backoff(&retry::patient(), failures)) => {}
             () = stop_ordered(orders) => return Ended::Stopped,
@@ -440,34 +448,41 @@ async fn run_once(
         pace: Pace::default(),
     });
     let settings = clients::settings("producer", &plan.producer_settings)?;
-    let transactional_settings = settings.clone();
-    let producer = around.log.producer(ProducerConfig { client_id: around.id.clone(), settings });
-    let producer: Arc<dyn Producer> = producer.await.context("a producer cannot be made")?;
+    let office = (plan.delivery == Delivery::ExactlyOnce)
+        .then(|| Office::new(Arc::clone(&around.log), plan.group.clone(), around.id.clone(), settings.clone()));
     let span = tracing::info_span!("step", step = %plan.id);
     match program {
-        Program::Documents(_) => {}
-        Program::Records(program) => {
+        Program::Documents(_) => {
+            // Before anything is read: what an earlier life has left open ends with it.
+            let out = match office {
+                Some(office) => Out::Exact(Desks::open(office).await.context("transactions cannot be made")?),
+                None => Out::Plain(Outbox::new(producer(around, settings).await?)),
+            };
             let consumer = input_consumer(around, plan).await?;
             board.set_consumer(Some(Arc::clone(&consumer)));
-            let exact = (plan.delivery == Delivery::ExactlyOnce).then(|| {
-                let settings = transactional_settings;
-                Exact::new(Arc::clone(&around.log), Arc::clone(&consumer), around.id.clone(), settings)
-            });
+            let pump = Pump::new(shop, Arc::clone(board), consumer, out, bounds, concurrency);
+            pump.run(orders).instrument(span).await?;
+        }
+        Program::Records(program) => {
+            let producer = producer(around, settings).await?;
+            let consumer = input_consumer(around, plan).await?;
+            board.set_consumer(Some(Arc::clone(&consumer)));
+            let exact = office.map(|office| Exact::new(office, Arc::clone(&consumer)));
             let station = Station::new(shop, Arc::clone(program), producer, Arc::clone(board), concurrency, exact);
             RecordPump::new(Arc::new(station), consumer, bounds).run(orders).instrument(span).await?;
-            return Ok(Ended::Stopped);
         }
         Program::Connector(connector) => {
+            let producer = producer(around, settings).await?;
             let consumer = state_consumer(around, plan).await?;
             connect::run(around, shop, connector, board, consumer, producer, orders).await?;
-            return Ok(Ended::Stopped);
         }
     }
-    let consumer = input_consumer(around, plan).await?;
-    board.set_consumer(Some(Arc::clone(&consumer)));
-    let pump = Pump::new(shop, Arc::clone(board), consumer, producer, bounds, concurrency);
-    pump.run(orders).instrument(span).await?;
     Ok(Ended::Stopped)
+}
+
+async fn producer(around: &Surroundings, settings: Settings) -> Result<Arc<dyn Producer>> {
+    let producer = around.log.producer(ProducerConfig { client_id: around.id.clone(), settings });
+    producer.await.context("a producer cannot be made")
 }
 
 async fn input_consumer(around: &Surroundings, plan: &StepPlan) -> Result<Arc<dyn Consumer>> {

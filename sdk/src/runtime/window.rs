@@ -43,6 +43,8 @@ struct Entry {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fate {
     Open,
+    /// Worked on; a transaction that names it as done is being written.
+    Taken,
     Done,
     /// Done by an earlier owner, or before a reset.
     DoneBefore,
@@ -66,6 +68,20 @@ pub(crate) enum Admission {
     Open,
     /// It was done before.
     DoneBefore,
+}
+
+/// What a transaction commits of a window: where the group stands once it is written.
+#[derive(Debug)]
+pub(crate) struct Draft {
+    pub(crate) mark: Mark,
+    /// What is done beyond the mark, all of it; `None`: it does not fit.
+    pub(crate) metadata: Option<String>,
+}
+
+impl Fate {
+    fn is_settled(self) -> bool {
+        matches!(self, Self::Done | Self::DoneBefore)
+    }
 }
 
 impl Window {
@@ -115,7 +131,7 @@ impl Window {
     pub(crate) fn settle(&mut self, offset: i64) {
         let Ok(at) = self.open.binary_search_by_key(&offset, |entry| entry.offset) else { return };
         let entry = &mut self.open[at];
-        if entry.fate != Fate::Open {
+        if entry.fate.is_settled() {
             return;
         }
         entry.fate = Fate::Done;
@@ -125,9 +141,44 @@ impl Window {
         self.pass();
     }
 
+    /// A transaction is to name a record as done. One that is not open is not named anew.
+    pub(crate) fn take(&mut self, offset: i64) {
+        self.replace(offset, Fate::Open, Fate::Taken);
+    }
+
+    /// The transaction that was to name a record as done was not written.
+    pub(crate) fn give_back(&mut self, offset: i64) {
+        self.replace(offset, Fate::Taken, Fate::Open);
+    }
+
+    fn replace(&mut self, offset: i64, from: Fate, to: Fate) {
+        let Ok(at) = self.open.binary_search_by_key(&offset, |entry| entry.offset) else { return };
+        let entry = &mut self.open[at];
+        if entry.fate == from {
+            entry.fate = to;
+        }
+    }
+
+    /// What a transaction commits that writes all that is taken.
+    pub(crate) fn draft(&self) -> Draft {
+        let first = self.open.iter().find(|entry| entry.fate == Fate::Open);
+        let offset = first.map_or(self.position, |entry| entry.offset);
+        let taken = self.open.iter().filter(|entry| entry.fate == Fate::Taken).count() as u64;
+        let beyond = self.beyond(offset, |entry| entry.fate != Fate::Open);
+        let mark = Mark { offset, revision: self.revision + taken };
+        Draft { mark, metadata: progress::encode_whole(offset, &beyond) }
+    }
+
+    /// How many bytes it may take at worst to name what is done beyond the watermark,
+    /// whichever of the open ones come to be done.
+    pub(crate) fn naming(&self) -> usize {
+        let end = self.ahead.back().map_or(self.position, |range| range.end.max(self.position));
+        progress::worst(end.abs_diff(self.watermark()), self.undone + 1 + self.ahead.len())
+    }
+
     /// Lets the watermark pass what is done.
     fn pass(&mut self) {
-        while self.open.front().is_some_and(|entry| entry.fate != Fate::Open) {
+        while self.open.front().is_some_and(|entry| entry.fate.is_settled()) {
             self.open.pop_front();
         }
     }
@@ -171,7 +222,7 @@ impl Window {
         while let Some(entry) = self.open.back()
             && entry.offset > offset
         {
-            debug_assert!(entry.fate != Fate::Done, "what is done is not forgotten");
+            debug_assert!(!matches!(entry.fate, Fate::Done | Fate::Taken), "what is done is not forgotten");
             self.position = entry.offset;
             if entry.fate == Fate::Open {
                 self.undone -= 1;
@@ -187,24 +238,29 @@ impl Window {
         self.open.front().map_or(self.position, |entry| entry.offset)
     }
 
-    /// What is done beyond the watermark and may be left out by the next owner:
-    /// ranges in order, apart from each other. One that an earlier open record of
-    /// its lane is still to follow is not among them: the records of a lane are in
-    /// order by their last deliveries, so it must come again after that one.
+    /// What is done beyond the watermark and may be left out by the next owner. One
+    /// that an earlier open record of its lane is still to follow is not among them:
+    /// the records of a lane are in order by their last deliveries, so it must come
+    /// again after that one. (Transactions write a lane in its order.)
     fn done_beyond(&self) -> Vec<Range<i64>> {
-        let mut ranges: Vec<Range<i64>> = Vec::new();
         let mut open_lanes = HashSet::new();
+        self.beyond(self.watermark(), |entry| match entry.fate {
+            Fate::Open | Fate::Taken => {
+                open_lanes.insert(entry.lane);
+                false
+            }
+            Fate::Done => !open_lanes.contains(&entry.lane),
+            Fate::DoneBefore => true,
+        })
+    }
+
+    /// What is done from an offset on: ranges in order, apart from each other.
+    fn beyond(&self, from: i64, mut is_done: impl FnMut(&Entry) -> bool) -> Vec<Range<i64>> {
+        let mut ranges: Vec<Range<i64>> = Vec::new();
         // Offsets between two records that are done hold no record.
         let mut unbroken = false;
-        for entry in &self.open {
-            let done = match entry.fate {
-                Fate::Open => {
-                    open_lanes.insert(entry.lane);
-                    false
-                }
-                Fate::Done => !open_lanes.contains(&entry.lane),
-                Fate::DoneBefore => true,
-            };
+        for entry in self.open.iter().skip_while(|entry| entry.offset < from) {
+            let done = is_done(entry);
             match ranges.last_mut() {
                 Some(last) if done && unbroken => last.end = entry.offset + 1,
                 _ if done => ranges.push(entry.offset..entry.offset + 1),
@@ -225,8 +281,13 @@ impl Window {
     /// What to commit, when the group has not committed it yet.
     pub(crate) fn uncommitted(&self) -> Option<Mark> {
         let mark = Mark { offset: self.watermark(), revision: self.revision };
+        self.is_news(mark).then_some(mark)
+    }
+
+    /// Whether the group has not committed it yet.
+    pub(crate) fn is_news(&self, mark: Mark) -> bool {
         let more_beyond = mark.offset == self.committed.offset && mark.revision > self.committed.revision;
-        (mark.offset > self.committed.offset || more_beyond).then_some(mark)
+        mark.offset > self.committed.offset || more_beyond
     }
 
     /// What to write beside the watermark: what is done beyond it, as far as it fits.
@@ -265,6 +326,11 @@ impl Window {
     /// Records held or remembered: the open ones and those done beyond them.
     pub(crate) fn span(&self) -> usize {
         self.open.len()
+    }
+
+    /// Whether the end of the partition was seen after all that was admitted.
+    pub(crate) fn is_at_end(&self) -> bool {
+        self.at_end
     }
 
     /// Whether the end of the partition was seen and nothing is open.

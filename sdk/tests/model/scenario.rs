@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use pipedoc_model::headers::DOCUMENT_ID;
 use pipedoc_model::names::Generation;
-use pipedoc_model::step::{Batch, ControlState, OnExhausted, Ordering, StepPlan};
+use pipedoc_model::step::{Batch, ControlState, Delivery, OnExhausted, Ordering, StepPlan};
 use pipedoc_proto::PipeDoc;
 use pipedoc_sdk::event::{Event, Observer};
 use pipedoc_sdk::factory::Factory;
@@ -37,6 +37,8 @@ pub struct Scenario {
     pub batch: Option<(usize, u64)>,
     /// The module takes batches itself.
     pub bulk: bool,
+    /// Outputs and offsets are written in transactions.
+    pub exact: bool,
     pub attempts: u32,
     pub skip: bool,
     /// Most open records.
@@ -73,19 +75,48 @@ pub enum Act {
     Pause(u64),
     /// The step's plan changes, so that it begins anew.
     Change,
+    /// So many transactions end in nothing.
+    FailTransactions(usize, bool),
+    /// A transaction is written and reported as failed.
+    LoseTransaction,
+    /// An instance's transactional producers are fenced.
+    Fence(usize),
 }
 
+/// Any case at least once.
 pub fn scenario() -> impl Strategy<Value = Scenario> {
+    of_delivery(false)
+}
+
+/// Any case exactly once.
+pub fn exact_scenario() -> impl Strategy<Value = Scenario> {
+    of_delivery(true)
+}
+
+fn of_delivery(exact: bool) -> impl Strategy<Value = Scenario> {
     let ordering = prop_oneof![4 => Just(Ordering::Key), 1 => Just(Ordering::Partition), 1 => Just(Ordering::None)];
     let batch = prop_oneof![3 => Just(None), 2 => (1..8_usize, 0..40_u64).prop_map(Some)];
     let settings =
         (ordering, 1..4_i32, 1..9_usize, batch, any::<bool>(), 1..4_u32, prop::bool::weighted(0.2), 4..60_usize);
     let documents = proptest::collection::vec((0..12_usize, wish()), 1..150);
-    let acts = proptest::collection::vec((0..120_u64, act()), 0..14);
-    (settings, documents, acts).prop_map(|(settings, documents, acts)| {
+    let acts = proptest::collection::vec((0..120_u64, act(exact)), 0..14);
+    (settings, documents, acts).prop_map(move |(settings, documents, acts)| {
         let (ordering, partitions, concurrency, batch, bulk, attempts, skip, window) = settings;
         let timeout = 400;
-        Scenario { ordering, partitions, concurrency, batch, bulk, attempts, skip, window, timeout, documents, acts }
+        Scenario {
+            ordering,
+            partitions,
+            concurrency,
+            batch,
+            bulk,
+            exact,
+            attempts,
+            skip,
+            window,
+            timeout,
+            documents,
+            acts,
+        }
     })
 }
 
@@ -102,9 +133,14 @@ fn wish() -> impl Strategy<Value = Wish> {
     ]
 }
 
-fn act() -> impl Strategy<Value = Act> {
+fn act(exact: bool) -> impl Strategy<Value = Act> {
     let rarely_for_good = || prop::bool::weighted(0.8);
-    prop_oneof![
+    let of_transactions = prop_oneof![
+        2 => (1..4_usize, rarely_for_good()).prop_map(|(n, retryable)| Act::FailTransactions(n, retryable)),
+        2 => Just(Act::LoseTransaction),
+        1 => (0..4_usize).prop_map(Act::Fence),
+    ];
+    let of_all = prop_oneof![
         2 => (1..4_usize, rarely_for_good()).prop_map(|(n, retryable)| Act::FailSends(n, retryable)),
         2 => (1..6_usize, rarely_for_good()).prop_map(|(n, retryable)| Act::FailAcks(n, retryable)),
         2 => (1..6_usize).prop_map(Act::LoseAcks),
@@ -118,7 +154,8 @@ fn act() -> impl Strategy<Value = Act> {
         1 => (0..4_usize).prop_map(Act::Expire),
         1 => (1..200_u64).prop_map(Act::Pause),
         1 => Just(Act::Change),
-    ]
+    ];
+    if exact { prop_oneof![1 => of_transactions, 3 => of_all].boxed() } else { of_all.boxed() }
 }
 
 /// One instance and its view of the log.
@@ -202,6 +239,9 @@ pub async fn play(
 
 fn plan(scenario: &Scenario, world: usize) -> StepPlan {
     let mut plan = bed::plan("s");
+    if scenario.exact {
+        plan.delivery = Delivery::ExactlyOnce;
+    }
     plan.module = if scenario.bulk { "bulk" } else { "puppet" }.parse().unwrap();
     plan.config = serde_json::json!({"world": world});
     // Deletions carry their document's key as their own.
@@ -260,7 +300,8 @@ impl Stage {
 
     fn look(&self) {
         // The batch that fills the window may pass its bound.
-        let most = self.scenario.window + self.bounds().batch_records() - 1;
+        let batch = self.bounds().batch_records();
+        let most = if self.scenario.exact { 5 * self.scenario.window } else { self.scenario.window } + batch - 1;
         for member in &self.members {
             for status in member.instance.status() {
                 self.world.open(&member.name, usize::try_from(status.in_flight).unwrap(), most);
@@ -326,6 +367,9 @@ impl Stage {
             Act::FailCommits(n, retryable) => log.break_next(|faults| faults.commits = (n, retryable)),
             Act::LoseCommit => log.break_next(|faults| faults.lost_commits = 1),
             Act::FailReads(n, retryable) => log.break_next(|faults| faults.reads = (n, retryable)),
+            Act::FailTransactions(n, retryable) => log.break_next(|faults| faults.transactions = (n, retryable)),
+            Act::LoseTransaction => log.break_next(|faults| faults.lost_transactions = 1),
+            Act::Fence(which) => self.members[which % self.members.len()].log.fence().await,
             Act::HoldAcks(wait) => {
                 log.hold(true);
                 self.watch_for(Duration::from_millis(wait)).await;
@@ -434,8 +478,18 @@ impl Stage {
                 _ => {}
             }
         }
+        if self.scenario.exact {
+            for (name, read) in [("out", &out), ("dead letters", &dead)] {
+                let mut seen = BTreeSet::new();
+                for read in read.iter().filter_map(|read| read.header(DOCUMENT_ID)) {
+                    if !seen.insert(read) {
+                        wrong.push(format!("{read} is there twice in {name}"));
+                    }
+                }
+            }
+        }
         let expired = self.scenario.acts.iter().any(|(_, act)| matches!(act, Act::Expire(_)));
-        if self.scenario.ordering != Ordering::None && !expired {
+        if self.scenario.ordering != Ordering::None && (!expired || self.scenario.exact) {
             for (name, read) in [("out", &out), ("dead letters", &dead)] {
                 for (key, order) in order(read) {
                     if !order.is_sorted() {

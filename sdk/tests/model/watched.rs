@@ -5,7 +5,7 @@
 //! answered any more, and its membership ends, as when a process is killed. What
 //! it runs goes on in vain, as a zombie would.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::pending;
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,6 +31,9 @@ pub struct Faults {
     pub commits: (usize, bool),
     pub lost_commits: usize,
     pub reads: (usize, bool),
+    /// Transactions that end in nothing, or are written and reported as failed.
+    pub transactions: (usize, bool),
+    pub lost_transactions: usize,
 }
 
 /// The log as one instance sees it.
@@ -49,6 +52,8 @@ struct Watch {
     crashed: watch::Sender<bool>,
     /// Outputs above so many bytes are refused late, with their report.
     late_limit: usize,
+    /// Transactional ids that the instance has taken.
+    ids: Mutex<BTreeSet<String>>,
 }
 
 impl WatchedLog {
@@ -63,6 +68,7 @@ impl WatchedLog {
             free: watch::Sender::new(true),
             crashed: watch::Sender::new(false),
             late_limit: 4096,
+            ids: Mutex::default(),
         }))
     }
 
@@ -78,6 +84,14 @@ impl WatchedLog {
     /// Holds acknowledgements back, or lets them go.
     pub fn hold(&self, held: bool) {
         self.0.free.send_replace(!held);
+    }
+
+    /// Takes the instance's transactional ids away from it.
+    pub async fn fence(&self) {
+        let ids = self.0.ids.lock().clone();
+        for id in ids {
+            drop(self.0.inner.transactional(TransactionalConfig::new(id)).await);
+        }
     }
 
     pub fn crash(&self) {
@@ -152,7 +166,12 @@ impl Log for WatchedLog {
         Ok(Arc::new(WatchedProducer { watch: Arc::clone(&self.0), inner }))
     }
     async fn transactional(&self, config: TransactionalConfig) -> Result<Box<dyn Transactional>> {
-        self.0.alive(self.0.inner.transactional(config)).await
+        let id = config.transactional_id.clone();
+        let inner = self.0.alive(self.0.inner.transactional(config)).await?;
+        self.0.ids.lock().insert(id);
+        let watch = Arc::clone(&self.0);
+        let inner = Arc::new(tokio::sync::Mutex::new(inner));
+        Ok(Box::new(WatchedTransactional { watch, inner, records: Vec::new(), commits: Vec::new() }))
     }
     async fn consumer(&self, config: ConsumerConfig) -> Result<Arc<dyn Consumer>> {
         let inner = self.0.alive(self.0.inner.consumer(config)).await?;
@@ -194,11 +213,7 @@ impl Producer for WatchedProducer {
         for record in records {
             let dead = record.topic == watch.dead_letters;
             let size = size::of_record(record.key.as_deref(), record.value.as_deref(), &record.headers);
-            let output = record.headers.get_str(DOCUMENT_ID).unwrap_or_default().to_owned();
-            let root = output.split('#').next().unwrap_or_default().to_owned();
-            if record.headers.get_str(SOURCE_PARTITION).is_none() || record.headers.get_str(SOURCE_OFFSET).is_none() {
-                watch.world.violated(format!("{output} does not say where it was piped from"));
-            }
+            whose.push(Whose::of(&record, watch));
             let refusal = if !dead && size > watch.late_limit {
                 Err(Error::RecordTooLarge { topic: record.topic.clone(), size, limit: watch.late_limit })
             } else {
@@ -212,7 +227,6 @@ impl Producer for WatchedProducer {
                 taken.push(record);
             }
             refused.push(refusal.err());
-            whose.push(Whose { root, output, dead });
         }
         let receipt = watch.alive(self.inner.send(taken)).await?;
         let watch = Arc::clone(watch);
@@ -230,10 +244,8 @@ impl Producer for WatchedProducer {
                         (Ok(_), Some(error)) => Err(error),
                         (report, _) => report,
                     };
-                    if report.is_ok() && whose.dead {
-                        watch.world.was_given_up(&whose.root);
-                    } else if report.is_ok() {
-                        watch.world.was_acknowledged(&whose.root, &whose.output);
+                    if report.is_ok() {
+                        whose.acknowledged(&watch);
                     }
                     reports.push(report);
                 }
@@ -245,6 +257,108 @@ impl Producer for WatchedProducer {
 
     async fn flush(&self, timeout: Duration) -> Result<usize> {
         self.watch.alive(self.inner.flush(timeout)).await
+    }
+}
+
+/// Tells the model of a transaction when it is there, all at once.
+struct WatchedTransactional {
+    watch: Arc<Watch>,
+    /// Shared with a task that commits, which ends even if nobody waits for it.
+    inner: Arc<tokio::sync::Mutex<Box<dyn Transactional>>>,
+    records: Vec<Whose>,
+    commits: Vec<Commit>,
+}
+
+#[async_trait]
+impl Transactional for WatchedTransactional {
+    async fn begin(&mut self) -> Result<()> {
+        self.records.clear();
+        self.commits.clear();
+        let watch = Arc::clone(&self.watch);
+        watch.alive(async { self.inner.lock().await.begin().await }).await
+    }
+
+    async fn send(&mut self, records: Vec<OutgoingRecord>) -> Result<()> {
+        let watch = Arc::clone(&self.watch);
+        watch.strike("send", |faults| &mut faults.sends)?;
+        watch.strike("send", |faults| &mut faults.acks)?;
+        for record in &records {
+            let dead = record.topic == watch.dead_letters;
+            let size = size::of_record(record.key.as_deref(), record.value.as_deref(), &record.headers);
+            if !dead && size > watch.late_limit {
+                return Err(Error::RecordTooLarge { topic: record.topic.clone(), size, limit: watch.late_limit });
+            }
+            self.records.push(Whose::of(record, &watch));
+        }
+        watch.alive(async { self.inner.lock().await.send(records).await }).await
+    }
+
+    async fn send_offsets(&mut self, commits: Vec<Commit>, member: &GroupMetadata) -> Result<()> {
+        let watch = Arc::clone(&self.watch);
+        watch.strike("commit", |faults| &mut faults.commits)?;
+        self.commits.extend(commits.iter().cloned());
+        watch.alive(async { self.inner.lock().await.send_offsets(commits, member).await }).await
+    }
+
+    async fn commit(&mut self) -> Result<Vec<Delivered>> {
+        let watch = Arc::clone(&self.watch);
+        watch.strike("transaction", |faults| &mut faults.transactions)?;
+        watch.alive(is_true(watch.free.subscribe())).await;
+        let (inner, told) = (Arc::clone(&self.inner), Arc::clone(&watch));
+        let (records, commits) = (std::mem::take(&mut self.records), std::mem::take(&mut self.commits));
+        let committing = tokio::spawn(async move {
+            let delivered = inner.lock().await.commit().await?;
+            told.tell(&records, &commits);
+            Ok(delivered)
+        });
+        let delivered = watch.alive(committing).await.unwrap()?;
+        let mut faults = watch.faults.lock();
+        let lost = std::mem::take(&mut faults.lost_acks.0)
+            + std::mem::take(&mut faults.lost_commits)
+            + std::mem::take(&mut faults.lost_transactions);
+        if lost > 0 {
+            return Err(Error::Injected { operation: "transaction", retryable: true });
+        }
+        Ok(delivered)
+    }
+
+    async fn abort(&mut self) -> Result<()> {
+        let watch = Arc::clone(&self.watch);
+        watch.alive(async { self.inner.lock().await.abort().await }).await
+    }
+}
+
+impl Watch {
+    /// A transaction is there.
+    fn tell(&self, records: &[Whose], commits: &[Commit]) {
+        for whose in records {
+            whose.acknowledged(self);
+        }
+        for commit in commits {
+            let beyond: Vec<i64> = progress::decode(commit.offset, &commit.metadata).into_iter().flatten().collect();
+            self.world.commits_exactly(&self.instance, commit.source.partition, commit.offset, &beyond);
+            self.world.committed(commit.source.partition, commit.offset);
+        }
+    }
+}
+
+impl Whose {
+    fn of(record: &OutgoingRecord, watch: &Watch) -> Self {
+        let output = record.headers.get_str(DOCUMENT_ID).unwrap_or_default().to_owned();
+        let root = output.split('#').next().unwrap_or_default().to_owned();
+        if record.headers.get_str(SOURCE_PARTITION).is_none() || record.headers.get_str(SOURCE_OFFSET).is_none() {
+            watch.world.violated(format!("{output} does not say where it was piped from"));
+        }
+        Self { root, output, dead: record.topic == watch.dead_letters }
+    }
+
+    fn acknowledged(&self, watch: &Watch) {
+        if self.dead {
+            watch.world.was_written(&self.root);
+            watch.world.was_given_up(&self.root);
+        } else {
+            watch.world.was_acknowledged(&self.root, &self.output);
+        }
     }
 }
 

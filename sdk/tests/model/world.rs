@@ -70,6 +70,8 @@ struct State {
     /// Outputs of each document that are acknowledged.
     acknowledged: HashMap<String, BTreeSet<String>>,
     closed: HashSet<String>,
+    /// Documents of which anything at all is written.
+    written: HashSet<String>,
     /// How many attempts of each document were begun.
     attempts: HashMap<String, u32>,
     /// What is at work in each instance: lanes, or documents when order is NONE.
@@ -120,12 +122,18 @@ impl World {
     /// An output of a document is acknowledged.
     pub fn was_acknowledged(&self, id: &str, output: &str) {
         let state = &mut *self.state.lock();
+        state.written.insert(id.to_owned());
         let outputs = state.acknowledged.entry(id.to_owned()).or_default();
         outputs.insert(output.to_owned());
         let wants = state.wanted.get(id).and_then(|wanted| wanted.wish.outputs());
         if wants.is_some_and(|wants| outputs.len() >= wants) {
             state.closed.insert(id.to_owned());
         }
+    }
+
+    /// Something of a document is there.
+    pub fn was_written(&self, id: &str) {
+        self.state.lock().written.insert(id.to_owned());
     }
 
     /// A document was given up on: its dead letter is acknowledged, or it was skipped.
@@ -174,6 +182,27 @@ impl World {
             };
             state.violations.push(violation);
         }
+    }
+
+    /// A transaction was written: everything before `offset` and what `beyond` names is
+    /// closed, and nothing else that was read in this partition has left a trace.
+    pub fn commits_exactly(&self, instance: &str, partition: i32, offset: i64, beyond: &[i64]) {
+        self.commits(instance, partition, offset, beyond);
+        let state = &mut *self.state.lock();
+        if offset < state.committed.get(&partition).copied().unwrap_or(0) {
+            // Told late: another owner has told more since.
+            return;
+        }
+        let unnamed = state.read.range((partition, offset)..(partition + 1, i64::MIN));
+        let mut wrong = Vec::new();
+        for ((_, at), id) in unnamed.filter(|((_, at), _)| !beyond.contains(at)) {
+            // One that was skipped, or gave nothing, may be named later.
+            if state.written.contains(id) {
+                wrong
+                    .push(format!("{instance} commits {offset} {beyond:?} in {partition}, but {at} ({id}) is written"));
+            }
+        }
+        state.violations.append(&mut wrong);
     }
 
     /// The commit was written.

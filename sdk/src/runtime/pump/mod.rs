@@ -4,6 +4,7 @@
 //! signal. What happens to deliveries is in [`outcome`], what happens to
 //! partitions in [`ownership`]; here is the loop that holds both together.
 
+mod exact;
 mod outcome;
 mod ownership;
 mod stops;
@@ -14,21 +15,23 @@ use std::time::Duration;
 
 use futures::future::BoxFuture;
 use pipedoc_model::step::Ordering;
-use pipedoc_transport::log::{self, Commit, Consumer, Event as LogEvent, Producer, Record, RecordBatch};
+use pipedoc_transport::log::{self, Commit, Consumer, Event as LogEvent, Record, RecordBatch};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
 use super::breaker::Breaker;
 use super::deliveries::{Deliveries, Delivery, Stage};
+use super::exact::Desks;
 use super::lanes::{DeliveryId, LaneKey, Lanes};
-use super::outbox::Outbox;
 use super::partitions::{Bounds, Partitions};
-use super::status::{Board, StepState};
+use super::status::{Board, Obstacle, StepState};
 use super::window::{Admission, Mark};
 use super::work::Workshop;
 use super::{Order, retry};
 use crate::error::{Error, Result};
 use crate::event::Event;
+pub(crate) use exact::Out;
+use exact::Sent;
 use ownership::Revoking;
 pub(crate) use task::Signal;
 
@@ -53,7 +56,7 @@ pub(crate) struct Pump {
     partitions: Partitions,
     deliveries: Deliveries,
     lanes: Lanes,
-    outbox: Outbox<DeliveryId>,
+    out: Out,
     signals: mpsc::UnboundedReceiver<Signal>,
     signaller: mpsc::UnboundedSender<Signal>,
     revoking: Vec<Revoking>,
@@ -68,6 +71,8 @@ pub(crate) struct Pump {
     batch_since: Option<Instant>,
     order: Order,
     breaker: Breaker,
+    /// Partitions that stand still go on when their transactions have ended.
+    resume_later: bool,
     /// What makes going on with these clients impossible.
     fatal: Option<Error>,
 }
@@ -89,7 +94,7 @@ impl Pump {
         shop: Arc<Workshop>,
         board: Arc<Board>,
         consumer: Arc<dyn Consumer>,
-        producer: Arc<dyn Producer>,
+        out: Out,
         bounds: Bounds,
         concurrency: usize,
     ) -> Self {
@@ -99,10 +104,13 @@ impl Pump {
             shop,
             board,
             consumer,
-            partitions: Partitions::new(bounds),
+            partitions: match out.desks() {
+                None => Partitions::new(bounds),
+                Some(desks) => Partitions::with_desks(bounds, desks.len()),
+            },
             deliveries: Deliveries::default(),
             lanes: Lanes::new(concurrency),
-            outbox: Outbox::new(producer),
+            out,
             signals,
             signaller,
             revoking: Vec::new(),
@@ -115,6 +123,7 @@ impl Pump {
             batch_since: None,
             order: Order::Run,
             breaker,
+            resume_later: false,
             fatal: None,
         }
     }
@@ -138,16 +147,20 @@ impl Pump {
 
     async fn work(&mut self, orders: &mut watch::Receiver<Order>) -> Result<()> {
         loop {
+            // Nothing is written after it: what became of the last transaction is not known.
+            if let Some(error) = self.fatal.take() {
+                return Err(error);
+            }
             let now = Instant::now();
             self.lanes.wake(now);
+            if std::mem::take(&mut self.resume_later) {
+                self.resume(now);
+            }
             self.start_work(now);
             self.restart_partitions(now).await?;
             self.advance_revocations(now);
             self.adjust_flow();
             self.begin_commit(now);
-            if let Some(error) = self.fatal.take() {
-                return Err(error);
-            }
             if self.has_stopped(now) {
                 return Ok(());
             }
@@ -161,11 +174,10 @@ impl Pump {
                         self.take(signal);
                     }
                 }
-                settled = self.outbox.settled() => {
-                    for settled in settled {
-                        self.settled(settled);
-                    }
-                }
+                sent = self.out.next() => match sent {
+                    Sent::Settled(settled) => settled.into_iter().for_each(|settled| self.settled(settled)),
+                    Sent::Written(ended) => self.written(ended),
+                },
                 (commits, result) = poll_option(&mut self.commit) => {
                     self.commit = None;
                     self.committed(commits, result);
@@ -213,13 +225,15 @@ impl Pump {
         match event {
             Ok(event) => {
                 self.consumer_failures = 0;
+                self.board.heard(&event);
                 self.happened(event);
                 Ok(())
             }
             Err(error) if error.is_retryable() => {
                 self.consumer_failures = self.consumer_failures.saturating_add(1);
                 self.next_at = Some(Instant::now() + retry::backoff(&retry::patient(), self.consumer_failures));
-                self.board.trouble(&Error::from(error).context("reading failed; it is tried again"));
+                let obstacle = Obstacle::to_reading(&error);
+                self.board.hindered(obstacle, &Error::from(error).context("reading failed; it is tried again"));
                 Ok(())
             }
             Err(error) => Err(Error::from(error).context("reading failed")),
@@ -250,7 +264,7 @@ impl Pump {
     /// Starts what may start.
     fn start_work(&mut self, now: Instant) {
         // What comes out may be far more than what goes in.
-        if self.order == Order::Pause || self.outbox.bytes() >= OUTBOX_BYTES {
+        if self.order == Order::Pause || self.bytes_out() >= OUTBOX_BYTES {
             // Nothing waits for a batch to fill while none can begin.
             self.batch_since = None;
             return;
@@ -371,10 +385,11 @@ impl Pump {
             self.forget_dropped();
         }
         let committed = !self.partitions.iter().any(|partition| partition.window.uncommitted().is_some());
+        let commit_failed = self.commit_failed || self.out.desks().is_some_and(Desks::is_failing);
         self.deliveries.is_quiet()
             && self.commit.is_none()
             && self.revoking.is_empty()
-            && (committed || self.commit_failed || now >= by + GHOSTS_MAY_TAKE)
+            && (committed || commit_failed || now >= by + GHOSTS_MAY_TAKE)
             || now >= by + GHOSTS_MAY_TAKE
     }
 
@@ -406,7 +421,7 @@ impl Pump {
         // Those whose time was up wait for a commit, which tells when it has ended.
         let revocations = self.revoking.iter().map(|revoking| revoking.by).filter(|by| *by > now);
         let next_at = if self.next.is_none() { self.next_at } else { None };
-        [self.lanes.next_wake(), batch, stop, next_at, self.commit_due()]
+        [self.lanes.next_wake(), batch, stop, next_at, self.commit_due(now)]
             .into_iter()
             .flatten()
             .chain(restarts)
@@ -418,7 +433,12 @@ impl Pump {
     fn forget_dropped(&mut self) {
         let deliveries = &self.deliveries;
         self.lanes.forget(|id| !deliveries.has_lane(id));
-        self.outbox.retain(|id| deliveries.contains(*id));
+        match &mut self.out {
+            Out::Plain(outbox) => outbox.retain(|id| deliveries.contains(*id)),
+            Out::Exact(_) => {
+                self.partitions.iter_mut().for_each(|partition| partition.row.retain(|id| deliveries.contains(id)));
+            }
+        }
         // Dead letters may have waited for what was dropped.
         for lane in self.deliveries.lanes_held() {
             self.send_letters(lane);

@@ -120,7 +120,7 @@ impl Pump {
         delivery.stage = Stage::Sending { about: worked.about, sent: worked.records.len(), partial };
         let lane = delivery.lane;
         self.deliveries.sent(lane, id);
-        self.outbox.push(id, worked.records);
+        self.send(id, worked.records);
         // Sends go out in this order, so the lane may go on.
         self.lanes.leave(lane, id);
     }
@@ -217,7 +217,7 @@ impl Pump {
             match std::mem::replace(&mut delivery.stage, Stage::Waiting) {
                 Stage::Buried { letter, about, reason } => {
                     delivery.stage = Stage::SendingDeadLetter { about, reason };
-                    self.outbox.push(id, vec![*letter]);
+                    self.send(id, vec![*letter]);
                     self.lanes.leave(lane, id);
                 }
                 other => delivery.stage = other,
@@ -239,7 +239,7 @@ impl Pump {
         }
     }
 
-    fn acknowledged(&mut self, id: DeliveryId) {
+    pub(super) fn acknowledged(&mut self, id: DeliveryId) {
         let Some(delivery) = self.deliveries.get_mut(id) else { return };
         match std::mem::replace(&mut delivery.stage, Stage::Waiting) {
             Stage::Sending { about, sent, partial } => {
@@ -268,17 +268,25 @@ impl Pump {
     }
 
     fn refused(&mut self, id: DeliveryId, error: log::Error) {
-        let Some(delivery) = self.deliveries.get_mut(id) else { return };
-        if is_of_the_record(&error)
-            && let Stage::Sending { about, .. } = &delivery.stage
-        {
-            let about = about.clone();
-            delivery.attempts += 1;
-            let kind = if matches!(error, log::Error::RecordTooLarge { .. }) { "too-large" } else { "unknown-topic" };
-            return self.give_up(id, about, &Error::permanent(error).with_kind(kind));
+        let Some(delivery) = self.deliveries.get(id) else { return };
+        if is_of_the_record(&error) && matches!(delivery.stage, Stage::Sending { .. }) {
+            return self.refused_for_good(id, error);
         }
         let source = Arc::clone(&delivery.source);
         self.restart(&source, &error);
+    }
+
+    /// The outputs of a delivery can never be written.
+    pub(super) fn refused_for_good(&mut self, id: DeliveryId, error: log::Error) {
+        let Some(delivery) = self.deliveries.get_mut(id) else { return };
+        let Stage::Sending { about, .. } = &delivery.stage else { return };
+        let about = about.clone();
+        delivery.attempts += 1;
+        let kind = match error {
+            log::Error::RecordTooLarge { .. } | log::Error::TransactionTooLarge { .. } => "too-large",
+            _ => "unknown-topic",
+        };
+        self.give_up(id, about, &Error::permanent(error).with_kind(kind));
     }
 
     /// A delivery is done with.
@@ -288,6 +296,7 @@ impl Pump {
         self.deliveries.arrived(delivery.lane, id);
         self.send_letters(delivery.lane);
         if let Some(partition) = self.partitions.get_mut(&delivery.source) {
+            partition.row.forgive(id);
             partition.settle(delivery.record.offset);
         }
     }

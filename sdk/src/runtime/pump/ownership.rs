@@ -10,6 +10,7 @@ use super::{COMMIT_EVERY, COMMIT_WHEN_DRAINED, Committable, Pump};
 use crate::error::{Error, Result};
 use crate::event::Event;
 use crate::runtime::Order;
+use crate::runtime::status::Obstacle;
 
 /// How long a seek may take before the consumer is made anew.
 const SEEK_TIMEOUT: Duration = Duration::from_secs(10);
@@ -126,7 +127,13 @@ impl Pump {
                 self.forget_dropped();
             }
             let owned = || sources.iter().filter_map(|source| self.partitions.get(source));
-            if owned().any(|partition| partition.window.uncommitted().is_some()) && !self.revoking[at].tried_to_commit {
+            let uncommitted = owned().any(|partition| partition.window.uncommitted().is_some());
+            if self.out.desks().is_some() {
+                // A transaction is under way, or tried again until the time is up.
+                if uncommitted && now < self.revoking[at].by {
+                    continue;
+                }
+            } else if uncommitted && !self.revoking[at].tried_to_commit {
                 if self.commit.is_none() {
                     self.commit_now(Some(&sources));
                     self.revoking[at].tried_to_commit = true;
@@ -187,7 +194,10 @@ impl Pump {
     }
 
     /// When the next commit is due, if there is anything to commit.
-    pub(super) fn commit_due(&self) -> Option<Instant> {
+    pub(super) fn commit_due(&self, now: Instant) -> Option<Instant> {
+        if let Some(desks) = self.out.desks() {
+            return self.transaction_due(desks, now);
+        }
         if self.commit.is_some() {
             return None;
         }
@@ -210,8 +220,11 @@ impl Pump {
     }
 
     pub(super) fn begin_commit(&mut self, now: Instant) {
+        if self.out.desks().is_some() {
+            return self.begin_transactions(now);
+        }
         let stopping = matches!(self.order, Order::Stop { .. }) && self.deliveries.len() == 0 && !self.commit_failed;
-        match self.commit_due() {
+        match self.commit_due(now) {
             Some(due) if due <= now || stopping => self.commit_now(None),
             _ => {}
         }
@@ -251,6 +264,7 @@ impl Pump {
         self.commit_failed = result.is_err();
         match result {
             Ok(()) => {
+                self.board.is_over(|obstacle| *obstacle == Obstacle::Committing);
                 for Committable { commit, mark, number } in commits {
                     if let Some(partition) = self.partitions.get_mut(&commit.source)
                         && partition.number == number
@@ -264,7 +278,7 @@ impl Pump {
                 // is tried again with the next commit.
                 let unusable = !error.is_retryable() && !matches!(error, log::Error::Fenced { .. });
                 let error = Error::from(error).context("committing failed");
-                self.board.error(&error.to_string());
+                self.board.note(Obstacle::Committing, error.to_string());
                 self.board.tell_of_storage(&error);
                 self.event(Event::CommitFailed { error: error.to_string() });
                 if unusable {

@@ -58,6 +58,12 @@ impl Pump {
         self.deliveries.arrived(delivery.lane, id);
         self.send_letters(delivery.lane);
         let (offset, source) = (delivery.record.offset, delivery.source);
+        // What follows it in its lane comes after it, when both are read again.
+        let behind = self.partitions.get_mut(&source).map(|partition| partition.row.take_behind(id));
+        for id in behind.unwrap_or_default() {
+            self.deliveries.remove(id);
+            self.deliveries.arrived(delivery.lane, id);
+        }
         self.stop(&source, &about.document, &format!("offset {offset}: {error}"));
     }
 
@@ -84,6 +90,11 @@ impl Pump {
 
     /// Reads on where partitions stand still: what stopped them is tried again.
     pub(super) fn resume(&mut self, now: Instant) {
+        if self.partitions.stopped().iter().any(|(source, _)| self.out.is_writing(source)) {
+            // What is being written would be worked on anew.
+            self.resume_later = true;
+            return;
+        }
         self.breaker.reset();
         for (source, _) in self.partitions.stopped() {
             // What is still at work would be done beside itself.

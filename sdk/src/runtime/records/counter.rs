@@ -18,10 +18,11 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::exact::{COMMIT_EVERY, Desk, PARCEL_BYTES, Parcel, Refused};
+use super::exact::{Parcel, Refused, Writer};
 use super::pipe::{Job, Shipment};
 use super::worker::{Load, Task, Worker};
 use crate::error::Error;
+use crate::runtime::exact::{COMMIT_EVERY, PARCEL_BYTES};
 
 /// Something to be written with its offset.
 pub(super) struct Entry {
@@ -35,14 +36,14 @@ pub(super) struct Entry {
     reply: Option<oneshot::Sender<log::Result<Vec<Delivered>>>>,
 }
 
-type Writing = (Desk, Vec<Entry>, i64, Result<Vec<Delivered>, Refused>);
+type Writing = (Writer, Vec<Entry>, i64, Result<Vec<Delivered>, Refused>);
 
 /// What a partition has to write in transactions.
 pub(super) struct Counter {
     gathered: VecDeque<Entry>,
     bytes: usize,
     /// Away while something is written.
-    desk: Option<Desk>,
+    writer: Option<Writer>,
     writing: Option<BoxFuture<'static, Writing>>,
     last: Option<Instant>,
     /// How many entries are written on their own, as one of them was refused.
@@ -52,12 +53,12 @@ pub(super) struct Counter {
 }
 
 impl Counter {
-    pub(super) fn new(desk: Desk) -> Self {
+    pub(super) fn new(writer: Writer) -> Self {
         let (sender, jobs) = unbounded_channel();
         Self {
             gathered: VecDeque::new(),
             bytes: 0,
-            desk: Some(desk),
+            writer: Some(writer),
             writing: None,
             last: None,
             singly: 0,
@@ -127,22 +128,22 @@ impl Worker {
         if due > Instant::now() {
             return Some(due);
         }
-        let mut desk = counter.desk.take()?;
+        let mut writer = counter.writer.take()?;
         let entries = counter.take();
         let Some(last) = entries.last() else {
-            counter.desk = Some(desk);
+            counter.writer = Some(writer);
             return None;
         };
         let offset = last.next;
         let done: Vec<i64> = entries.iter().flat_map(|entry| entry.done.iter().copied()).collect();
         let metadata = self.progress.metadata(offset, &done);
-        let mut parcel = Parcel::new(Commit { source: desk.source().clone(), offset, metadata });
+        let mut parcel = Parcel::new(Commit { source: writer.source().clone(), offset, metadata });
         entries.iter().for_each(|entry| parcel.add(&entry.shipment));
         counter.last = Some(Instant::now());
         counter.writing = Some(
             async move {
-                let written = desk.write(&parcel).await;
-                (desk, entries, offset, written)
+                let written = writer.write(&parcel).await;
+                (writer, entries, offset, written)
             }
             .boxed(),
         );
@@ -234,10 +235,10 @@ pub(super) async fn news(counter: &mut Option<Counter>) -> News {
     let Some(counter) = counter else { return std::future::pending().await };
     std::future::poll_fn(|context| {
         if let Some(writing) = &mut counter.writing
-            && let Poll::Ready((desk, entries, offset, written)) = writing.poll_unpin(context)
+            && let Poll::Ready((writer, entries, offset, written)) = writing.poll_unpin(context)
         {
             counter.writing = None;
-            counter.desk = Some(desk);
+            counter.writer = Some(writer);
             return Poll::Ready(News::Written(entries, offset, written));
         }
         match counter.jobs.poll_recv(context) {

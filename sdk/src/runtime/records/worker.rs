@@ -29,7 +29,7 @@ use tokio::time::Instant;
 use super::Station;
 use super::attempt::{Turn, attempt, bury, judge, told, told_done};
 use super::counter::{self, Counter};
-use super::exact::Desk;
+use super::exact::Writer;
 use super::pipe::{Shipment, Source};
 use super::progress::Progress;
 use super::sending::Outcome;
@@ -107,7 +107,7 @@ impl Worker {
         let counter = station
             .exact
             .clone()
-            .map(|exact| Counter::new(Desk::new(Arc::clone(&station), exact, Arc::clone(&source.place))));
+            .map(|exact| Counter::new(Writer::new(Arc::clone(&station), exact, Arc::clone(&source.place))));
         Self {
             station,
             source,
