@@ -21,6 +21,9 @@ use crate::show::{self, say};
 /// Longest value that is shown to people, in characters.
 const SHOWN: usize = 60;
 
+/// Head of the topics' column.
+const TOPIC: &str = "TOPIC";
+
 /// How one text of a pipeline differs from another.
 #[derive(Debug, Serialize)]
 pub struct Comparison {
@@ -124,12 +127,12 @@ impl Meaning {
     }
 
     fn to_text(&self) -> String {
-        let all = [("VARIABLE", &self.variables), ("STEP", &self.steps), ("TOPIC", &self.topics)];
+        let all = [("VARIABLE", &self.variables), ("STEP", &self.steps), (TOPIC, &self.topics)];
         let tables: Vec<_> = all
             .iter()
             .filter(|(_, changes)| !changes.is_empty())
             .map(|(head, changes)| {
-                let rows: Vec<_> = changes.iter().map(Change::row).collect();
+                let rows: Vec<_> = changes.iter().map(|change| change.row(*head == TOPIC)).collect();
                 show::table_text(&[head, "CHANGE", "WHAT"], &rows)
             })
             .collect();
@@ -141,7 +144,7 @@ impl Meaning {
 }
 
 impl Change {
-    fn row(&self) -> Vec<String> {
+    fn row(&self, is_topic: bool) -> Vec<String> {
         let what = self.fields.iter().map(|field| {
             let shown = |value: &Value| match value {
                 Value::Null => "none".to_owned(),
@@ -149,10 +152,13 @@ impl Change {
                 other => show::first_line(&other.to_string(), SHOWN),
             };
             let name = if field.field.is_empty() { String::new() } else { format!("{} ", field.field) };
-            format!("{name}{} → {}", shown(&field.from), shown(&field.to))
+            let fewer = is_topic && field.field == "partitions" && field.to.as_i64() < field.from.as_i64();
+            let keeps = if fewer { " (it keeps those it has)" } else { "" };
+            format!("{name}{} → {}{keeps}", shown(&field.from), shown(&field.to))
         });
         let (change, what) = match self.change {
             Kind::Added => ("added", "-".to_owned()),
+            Kind::Removed if is_topic => ("removed", "it stays, with its records; no step uses it any more".to_owned()),
             Kind::Removed => ("removed", "-".to_owned()),
             Kind::Changed => ("changed", what.collect::<Vec<_>>().join("; ")),
         };

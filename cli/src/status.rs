@@ -41,7 +41,11 @@ fn print(status: &StatusResponse) {
             .map(|step| {
                 vec![
                     step.step.clone(),
-                    word(StepType::try_from(step.r#type).unwrap_or_default().as_str_name(), "STEP_TYPE_"),
+                    // Not known of a pipeline that is not in the configuration.
+                    match step.r#type() {
+                        StepType::Unspecified => "-".to_owned(),
+                        known => word(known.as_str_name(), "STEP_TYPE_"),
+                    },
                     step.module.clone(),
                     word(StepState::try_from(step.state).unwrap_or_default().as_str_name(), "STEP_STATE_"),
                     step.instances.to_string(),

@@ -172,7 +172,7 @@ fn review_entry(
                 review.problems.push(Problem {
                     file: entry.origin.clone(),
                     field: "pipeline".into(),
-                    message: format!("pipeline {name} stands in {other} already; keep one of the two files"),
+                    message: format!("pipeline {name} stands in {other} already; keep one of the two"),
                     ..Problem::default()
                 });
                 return;

@@ -61,6 +61,13 @@ impl Failure {
     pub(super) fn into_store(self, operation: &'static str, target: &str, right: &str) -> Error {
         match self {
             Self::Away { address, since, source } => Error::Unreachable { address, since, source },
+            // A token that was deleted, or is another Consul's.
+            Self::Denied { message } if message.contains("ACL not found") => Error::Denied {
+                operation,
+                target: target.to_owned(),
+                right: "to be one that Consul knows".to_owned(),
+                message,
+            },
             Self::Denied { message } => {
                 Error::Denied { operation, target: target.to_owned(), right: right.to_owned(), message }
             }

@@ -106,7 +106,8 @@ async fn a_removed_file_waits_for_its_backlog() {
     engine.wait_for_status("the pipeline runs", |status| status.pipelines.len() == 1).await;
     submit(&engine, 3).await;
     std::fs::remove_file(bed.file("shelf.yaml")).unwrap();
-    let told = |status: &v1::StatusResponse| status.problems.iter().any(|problem| problem.message.contains("3 records"));
+    let told =
+        |status: &v1::StatusResponse| status.problems.iter().any(|problem| problem.message.contains("3 records"));
     let status = engine.wait_for_status("the rule is shown", told).await;
     assert!(status.problems[0].message.contains("pipedoc delete shelf --abandon"), "{:?}", status.problems);
     // It stays so, though the pass is made again and again.

@@ -89,15 +89,16 @@ async fn history_tells_every_road() {
         .iter()
         .map(|revision| (revision.revision, revision.road(), revision.rollback_of, revision.replaces, revision.current))
         .collect();
-    let wanted =
-        [(3, Road::Rollback, 1, 2, true), (2, Road::Inbox, 0, 1, false), (1, Road::Apply, 0, 0, false)];
+    let wanted = [(3, Road::Rollback, 1, 2, true), (2, Road::Inbox, 0, 1, false), (1, Road::Apply, 0, 0, false)];
     assert_eq!(roads, wanted);
     assert!(history.revisions.iter().all(|revision| revision.steps == 2 && revision.applied_at.is_some()));
     assert!(history.revisions[1].file.ends_with("shelf.yaml"), "{:?}", history.revisions[1]);
     assert_eq!(history.revisions[2].by, "ann@host");
     // The file follows; it is no edit.
     engine
-        .wait_for_status("the file is the old one", |_| std::fs::read_to_string(bed.file("shelf.yaml")).unwrap() == SHELF)
+        .wait_for_status("the file is the old one", |_| {
+            std::fs::read_to_string(bed.file("shelf.yaml")).unwrap() == SHELF
+        })
         .await;
     let request = v1::GetRequest { pipeline: "shelf".into(), revision: 2 };
     let second = engine.control().get(request).await.unwrap().into_inner();
