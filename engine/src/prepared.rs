@@ -18,7 +18,7 @@ use pipedoc_model::plan::{Controls, TopicPlan, plan_one};
 use pipedoc_model::problem::{Problem, Problems};
 use pipedoc_model::registry::Modules;
 
-use crate::catalog::{Head, Revision};
+use crate::catalog::{Head, Revision, Wishes};
 use crate::snapshot::Facts;
 use crate::view::ReadyStep;
 
@@ -47,12 +47,12 @@ pub(crate) struct Pipelines(BTreeMap<PipelineName, Prepared>);
 /// What a pipeline comes to.
 #[derive(Debug)]
 pub(crate) struct Prepared {
-    /// The newest revision looked at, and the one that the steps are of: an older
-    /// one, when the newest cannot be read.
-    looked: u64,
+    /// The newest revision looked at, and the number of the one that the steps are
+    /// of: an older one, when the newest cannot be read.
+    looked: Arc<Revision>,
     revision: u64,
-    /// Number of the wishes planned with.
-    wishes: Option<u64>,
+    /// The wishes planned with.
+    wishes: Option<Arc<Wishes>>,
     steps: Arc<[Arc<ReadyStep>]>,
     topics: Vec<TopicPlan>,
     /// Why the newest revision cannot be read.
@@ -88,9 +88,13 @@ impl Pipelines {
         self.0.retain(|name, _| facts.revisions.contains_key(name));
         let mut unknown = Vec::new();
         for (name, (number, revision)) in &facts.revisions {
-            let wishes = facts.wishes.get(name).map(|(number, _)| *number);
+            let wishes = facts.wishes.get(name).map(|(_, wishes)| wishes);
             let known = self.0.remove(name);
-            let same = known.as_ref().is_some_and(|known| known.looked == *number && known.wishes == wishes);
+            // Objects, not numbers: those begin anew when a store has lost its data.
+            let same = known.as_ref().is_some_and(|known| {
+                Arc::ptr_eq(&known.looked, revision)
+                    && known.wishes.as_ref().map(Arc::as_ptr) == wishes.map(Arc::as_ptr)
+            });
             let prepared = match known {
                 Some(known) if same => Ok(known),
                 known => prepare(cluster, name, *number, revision, facts, known),
@@ -123,7 +127,7 @@ fn prepare(
     cluster: &ClusterName,
     name: &PipelineName,
     number: u64,
-    revision: &Revision,
+    revision: &Arc<Revision>,
     facts: &Facts,
     known: Option<Prepared>,
 ) -> Result<Prepared, Error> {
@@ -132,7 +136,9 @@ fn prepare(
     let parsed = pipeline::parse(&revision.text, &revision.file, &revision.variables, &Modules::new(), false);
     let config = match (parsed, known) {
         (Ok(parsed), known) => Ok((parsed.config, known)),
-        (Err(Problems(problems)), Some(known)) => Err(Prepared { looked: number, unreadable: problems, ..known }),
+        (Err(Problems(problems)), Some(known)) => {
+            Err(Prepared { looked: Arc::clone(revision), unreadable: problems, ..known })
+        }
         (Err(problems), None) => return Err(Error::Text(problems)),
     };
     let (config, known) = match config {
@@ -152,10 +158,10 @@ fn prepare(
         let before = known.iter().flat_map(|known| &*known.steps).find(|before| before.hash == ready.hash);
         steps.push(before.cloned().unwrap_or_else(|| Arc::new(ready)));
     }
-    let wishes = wishes.map(|(number, _)| *number);
+    let wishes = wishes.map(|(_, wishes)| Arc::clone(wishes));
     let (steps, topics) = (steps.into(), plan.topics);
     Ok(Prepared {
-        looked: number,
+        looked: Arc::clone(revision),
         revision: number,
         wishes,
         steps,
@@ -170,7 +176,7 @@ impl Prepared {
     /// where these are others than before. Modules that have not registered yet
     /// show in their steps' state.
     fn judge(&mut self, head: &Head, revision: &Revision, modules: &Modules) {
-        if self.looked != self.revision {
+        if !self.unreadable.is_empty() {
             return;
         }
         let named: BTreeSet<&ModuleName> = self.steps.iter().map(|step| &step.plan.module).collect();
@@ -192,7 +198,7 @@ mod tests {
     use pipedoc_model::step::{ControlState, StepType};
 
     use super::*;
-    use crate::catalog::{Made, Road, Wishes};
+    use crate::catalog::{Made, Road};
 
     fn cluster() -> ClusterName {
         ClusterName::new("local").unwrap()

@@ -83,9 +83,13 @@ impl Reader {
             *self = Self { born: born.to_owned(), ..Self::new(self.catalog.clone()) };
         }
         let Some(head) = head else {
+            *self = Self::new(self.catalog.clone());
             let newest = self.catalog.newest_modules().await?;
             return Ok(Facts { modules: self.modules(&newest).await?, ..Facts::default() });
         };
+        if self.born != head.born {
+            *self = Self { born: head.born.clone(), ..Self::new(self.catalog.clone()) };
+        }
         let modules = self.modules(&head.modules).await?;
         self.revisions.retain(|name, _| head.pipelines.contains_key(name));
         let known = |name: &PipelineName, number: u64| self.revisions.get(name).is_some_and(|known| known.0 == number);
