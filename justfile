@@ -43,3 +43,11 @@ bench what="all":
 # What brokers and networks do to pipelines on Kafka, many times, with figures.
 faults rounds="10" away="60":
     PIPEDOC_TEST_ROUNDS={{rounds}} PIPEDOC_TEST_AWAY={{away}} cargo test -p pipedoc-tests --test system kafka_faults -- --nocapture --test-threads 1
+
+# What becomes of engines, instances and Consul in a cluster under load, many times, with figures.
+cluster-faults rounds="5" away="60":
+    PIPEDOC_TEST_ROUNDS={{rounds}} PIPEDOC_TEST_AWAY={{away}} cargo test -p pipedoc-tests --test system cluster_faults -- --nocapture --test-threads 1
+
+# So many changes of pipelines under load, with figures.
+cluster-changes applies="100" changes="20":
+    PIPEDOC_TEST_APPLIES={{applies}} PIPEDOC_TEST_CHANGES={{changes}} cargo test -p pipedoc-tests --test system cluster_changes -- --nocapture --test-threads 1

@@ -11,6 +11,7 @@ mod system {
     mod cluster_library;
     mod cluster_users;
     mod conformance;
+    mod consul_bad_input;
     mod consul_store;
     mod doctor;
     mod kafka_clients;
@@ -22,6 +23,7 @@ mod system {
     mod kafka_tools;
     mod kafka_trouble;
     mod load;
+    mod other_log;
     mod processes;
     mod run;
     mod sqlite_kills;

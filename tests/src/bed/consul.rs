@@ -1,6 +1,6 @@
-//! A real Consul agent in development mode, on free ports of the loopback
-//! interface. Its data lie in memory: stopped and started again, it has lost them,
-//! unless it was given a data folder.
+//! A real Consul agent on free ports of the loopback interface. In development mode
+//! its data lie in memory: killed and started again, it has lost them. A lasting one
+//! keeps them on disk.
 //!
 //! `PIPEDOC_TEST_CONSUL_BIN` names another agent to test against; otherwise
 //! `tests/fetch-consul` gets one, once, into `target/test-bed/`.
@@ -22,6 +22,7 @@ pub struct Consul {
     folder: PathBuf,
     port: u16,
     token: Option<String>,
+    lasting: bool,
 }
 
 /// The agent that all tests of a binary share, each with a cluster of its own
@@ -58,7 +59,19 @@ impl Consul {
     /// # Panics
     /// When everything is there and it does not start all the same.
     pub fn start() -> Result<Self, String> {
-        Self::start_with(None)
+        Self::start_with(None, false)
+    }
+
+    /// Starts an agent that keeps its data on disk, a server by itself: killed and
+    /// started again it has them still, and is not quite as quick about it.
+    ///
+    /// # Errors
+    /// Says what is missing on this machine.
+    ///
+    /// # Panics
+    /// When everything is there and it does not start all the same.
+    pub fn start_lasting() -> Result<Self, String> {
+        Self::start_with(None, true)
     }
 
     /// Starts an agent that denies whatever a token does not allow, with this token
@@ -71,16 +84,18 @@ impl Consul {
     /// # Panics
     /// When everything is there and it does not start all the same.
     pub fn start_secured(management: &str) -> Result<Self, String> {
-        Self::start_with(Some(management))
+        Self::start_with(Some(management), false)
     }
 
-    fn start_with(management: Option<&str>) -> Result<Self, String> {
+    fn start_with(management: Option<&str>, lasting: bool) -> Result<Self, String> {
         let binary = binary()?;
         let folder = tempfile::Builder::new().prefix("pipedoc-consul-").tempdir().expect("a temporary folder").keep();
         let [port, dns, serf_lan, serf_wan, server] = free_ports();
         let mut settings = serde_json::json!({
             "ports": {"http": port, "dns": dns, "serf_lan": serf_lan, "serf_wan": serf_wan, "server": server, "grpc": -1},
             "enable_local_script_checks": false,
+            // As in production: the shortest election of servers.
+            "performance": {"raft_multiplier": 1},
         });
         if version(&binary) >= (1, 14) {
             settings["ports"]["grpc_tls"] = (-1).into();
@@ -92,9 +107,9 @@ impl Consul {
             });
         }
         fs::write(folder.join("settings.json"), settings.to_string()).expect("its configuration");
-        let process = launch(&binary, &folder);
+        let process = launch(&binary, &folder, lasting);
         let token = management.map(str::to_owned);
-        let mut consul = Self { process, binary, folder, port, token };
+        let mut consul = Self { process, binary, folder, port, token, lasting };
         consul.wait_until_ready();
         Ok(consul)
     }
@@ -117,18 +132,29 @@ impl Consul {
         &self.process
     }
 
-    /// Kills it: all its data are lost.
+    /// Kills it. Only a lasting one has its data still when it starts again.
     pub fn kill(&mut self) {
         self.process.kill();
     }
 
-    /// Starts it again on the same port, empty.
+    /// Kills it, and its data are lost.
+    ///
+    /// # Panics
+    /// When they cannot be removed.
+    pub fn lose(&mut self) {
+        self.process.kill();
+        if self.lasting {
+            fs::remove_dir_all(data(&self.folder)).expect("its data are removed");
+        }
+    }
+
+    /// Starts it again on the same port.
     ///
     /// # Panics
     /// When it does not start.
     pub fn restart(&mut self) {
         self.process.kill();
-        self.process = launch(&self.binary, &self.folder);
+        self.process = launch(&self.binary, &self.folder, self.lasting);
         self.wait_until_ready();
     }
 
@@ -168,11 +194,21 @@ impl Consul {
     }
 }
 
-fn launch(binary: &Path, folder: &Path) -> Process {
+fn launch(binary: &Path, folder: &Path, lasting: bool) -> Process {
     let mut command = Command::new(binary);
-    command.args(["agent", "-dev", "-bind=127.0.0.1", "-client=127.0.0.1", "-log-level=warn", "-config-file"]);
+    command.args(["agent", "-bind=127.0.0.1", "-client=127.0.0.1", "-log-level=warn", "-config-file"]);
     command.arg(folder.join("settings.json"));
+    if lasting {
+        command.args(["-server", "-bootstrap-expect=1", "-data-dir"]).arg(data(folder));
+    } else {
+        command.arg("-dev");
+    }
     Process::start("consul", &mut command, &folder.join("consul.log"), Some(folder))
+}
+
+/// Where a lasting agent keeps its data.
+fn data(folder: &Path) -> PathBuf {
+    folder.join("data")
 }
 
 /// The agent's program.

@@ -56,8 +56,8 @@ pub fn path_with(folder: &Path) -> String {
     format!("{}:{}", folder.display(), std::env::var("PATH").unwrap_or_default())
 }
 
-/// Results by file, without what differs from run to run.
-fn results(folder: &Path, found: &mut BTreeMap<String, Value>) {
+/// Results by document, without what differs from run to run.
+pub fn results(folder: &Path, found: &mut BTreeMap<String, Value>) {
     for entry in fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
         let name = path.file_name().unwrap().to_string_lossy().into_owned();

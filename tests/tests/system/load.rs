@@ -65,13 +65,19 @@ pub struct Load {
 impl Load {
     /// Begins to send to a topic.
     pub async fn start(log: &KafkaLog, topic: &Topic) -> Self {
+        Self::go_on(log, topic, 0).await
+    }
+
+    /// Begins to send to a topic where so many documents were sent before; those of
+    /// a key are numbered on.
+    pub async fn go_on(log: &KafkaLog, topic: &Topic, sent: u32) -> Self {
         let producer = log.producer(ProducerConfig::default()).await.expect("a producer");
         let (acknowledged, stop) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicBool::new(false)));
         let (noted, stopped, topic) = (Arc::clone(&acknowledged), Arc::clone(&stop), topic.clone());
         let sending = tokio::spawn(async move {
             let mut receipts = tokio::task::JoinSet::new();
             let mut tick = tokio::time::interval(TICK);
-            let mut sent = 0;
+            let mut sent = sent;
             while !stopped.load(Ordering::Relaxed) {
                 tick.tick().await;
                 let batch: Vec<_> =
@@ -94,7 +100,8 @@ impl Load {
         Self { acknowledged, stop, sending }
     }
 
-    /// Ends it; gives how many documents were sent, and which are acknowledged.
+    /// Ends it; gives how many documents were sent since the first load, and which of
+    /// its own are acknowledged.
     pub async fn stop(self) -> (u32, BTreeSet<Document>) {
         self.stop.store(true, Ordering::Relaxed);
         let sent = tokio::time::timeout(Duration::from_secs(120), self.sending).await;
@@ -133,7 +140,9 @@ impl Drop for Watch {
 
 impl Watch {
     pub async fn start(log: &KafkaLog, topic: &Topic) -> Self {
-        let partitions = 0..i32::try_from(log.ends(topic).await.expect("its ends").len()).expect("few partitions");
+        // Its leaders may be chosen only now.
+        let ends = eventually("its ends are known", Duration::from_secs(60), async || log.ends(topic).await.ok()).await;
+        let partitions = 0..i32::try_from(ends.len()).expect("few partitions");
         let all = partitions.map(|n| (TopicPartition::new(topic.clone(), n), Start::Earliest)).collect();
         let config = ConsumerConfig::new("watch", Subscription::Assigned(all));
         let consumer = log.consumer(config).await.expect("a consumer");
@@ -162,6 +171,21 @@ impl Watch {
             let seen = self.seen.lock();
             let first = seen.iter().find(|seen| seen.at > moment && fresh.contains(&seen.document));
             first.map(|seen| seen.at - moment)
+        })
+        .await
+    }
+
+    /// Waits until documents that were acknowledged after `moment` have come out of so
+    /// many partitions of the input; how long after it that was.
+    pub async fn recovered_in(&self, load: &Load, moment: Instant, partitions: usize, limit: Duration) -> Duration {
+        eventually("documents of all partitions come out again", limit, async || {
+            let fresh = load.acknowledged_since(moment);
+            let seen = self.seen.lock();
+            let mut first = BTreeMap::new();
+            for seen in seen.iter().filter(|seen| seen.at > moment && fresh.contains(&seen.document)) {
+                first.entry(seen.source.0).or_insert(seen.at - moment);
+            }
+            first.values().max().copied().filter(|_| first.len() == partitions)
         })
         .await
     }
