@@ -14,6 +14,7 @@ mod table;
 mod value;
 
 pub use brokers::brokers;
+pub use rules::CONNECTIONS;
 pub use table::{Entry, SETTINGS};
 
 /// Names with their values.
@@ -91,8 +92,8 @@ impl Finding {
 /// Settings by librdkafka's own names, and all that is wrong with the others.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Checked {
-    /// What can be used; `max.poll.records` is among them, which librdkafka does
-    /// not know.
+    /// What can be used; `max.poll.records` and [`CONNECTIONS`] are among them,
+    /// which librdkafka does not know.
     pub settings: Settings,
     /// How each was called, by librdkafka's own name.
     pub written: BTreeMap<String, String>,

@@ -33,6 +33,11 @@
 //!     pipedoc_sdk::main::<Greeter>()
 //! }
 //! ```
+//!
+//! With the feature `mimalloc`, which is on by default, the whole program allocates
+//! by mimalloc, its C libraries too: a record on Kafka passes through dozens of
+//! small allocations of librdkafka, made on one thread and freed on another. A
+//! program with an allocator of its own leaves the feature out.
 
 pub mod application;
 pub mod attach;
@@ -56,6 +61,10 @@ mod runtime;
 pub mod secrets;
 pub mod testing;
 pub mod units;
+
+#[cfg(feature = "mimalloc")]
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 // What authors need of other crates, so that their Cargo.toml names the SDK alone.
 pub use check::check;

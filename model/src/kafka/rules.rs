@@ -7,6 +7,11 @@ use super::{Client, Entry, Kind, Place, Scope, Settings};
 /// does not know.
 pub(super) const MAX_POLL_RECORDS: &str = "max.poll.records";
 
+/// Over how many clients, each with a connection of its own to each broker, a
+/// plain producer shares out its partitions. PipeDoc's own; librdkafka does not
+/// know it. Default 2.
+pub const CONNECTIONS: &str = "connections";
+
 const COMMITS: &str = "offsets are committed when their records are done, never by the clock";
 const STORED: &str = "offsets are kept by the broker, and committed when their records are done";
 const BROKERS: &str = "the address of the log says where the brokers are (`kafka:HOST:PORT,…`)";

@@ -14,6 +14,13 @@ pub(super) fn read(client: Client, place: Place, name: &str, found: &str) -> Res
             Err("is a setting of consumers".to_owned())
         };
     }
+    if name == rules::CONNECTIONS {
+        return if client == Client::Producer {
+            Ok((rules::CONNECTIONS, number(found.trim(), 1, 64)?))
+        } else {
+            Err("is a setting of producers".to_owned())
+        };
+    }
     let Some(entry) = SETTINGS.iter().find(|entry| entry.name == name) else {
         return Err(unknown(&name));
     };
@@ -40,13 +47,16 @@ pub(super) fn scope(name: &str) -> Option<Scope> {
     if name == rules::MAX_POLL_RECORDS {
         return Some(Scope::Consumer);
     }
+    if name == rules::CONNECTIONS {
+        return Some(Scope::Producer);
+    }
     let entry = SETTINGS.iter().find(|entry| entry.name == name);
     entry.map(|entry| entry.scope).or_else(|| rules::java_scope(name))
 }
 
 fn unknown(name: &str) -> String {
     let known = SETTINGS.iter().filter(|entry| entry.kind != Kind::Callback).map(|entry| entry.name);
-    let near = nearest_names(name, known.chain([rules::MAX_POLL_RECORDS]), 3);
+    let near = nearest_names(name, known.chain([rules::MAX_POLL_RECORDS, rules::CONNECTIONS]), 3);
     if near.is_empty() {
         "is no setting that librdkafka knows; its CONFIGURATION.md lists all".to_owned()
     } else {

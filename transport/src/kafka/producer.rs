@@ -2,7 +2,11 @@
 //!
 //! A broker refuses a batch larger than its topic's limit, and librdkafka's bound
 //! on batches holds for a whole client. So topics with lower limits get clients
-//! of their own, one for each power of two; most producers have one.
+//! of their own, one for each power of two.
+//!
+//! A broker answers one request of a connection after the other. So partitions are
+//! shared out over several clients, each partition always to the same; one that
+//! nothing is sent by is not made.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
@@ -11,6 +15,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use parking_lot::Mutex;
 use pipedoc_model::kafka::Client;
+use pipedoc_model::partition;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseRecord, Producer as _};
@@ -31,8 +36,18 @@ pub(super) struct KafkaProducer {
     deliveries: Arc<Deliveries>,
     /// The bound on batches to topics whose limit is no lower.
     batch_bytes: usize,
-    /// By the bound on their batches.
-    writers: Mutex<BTreeMap<usize, Arc<Writer>>>,
+    /// Over how many clients the partitions are shared out.
+    clients: usize,
+    writers: Mutex<BTreeMap<Post, Arc<Writer>>>,
+}
+
+/// Which of a producer's clients writes a record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Post {
+    /// The bound on its batches.
+    batch_bytes: usize,
+    /// Its number among those of the same bound.
+    number: usize,
 }
 
 /// The producers in use: one for each set of settings, shared by all who ask for
@@ -63,15 +78,25 @@ impl KafkaProducer {
         let timeout = settings::record_timeout(&config.settings);
         let deliveries = Arc::new(Deliveries::new(log, timeout, who));
         let batch_bytes = settings::asked_batch_bytes(&config.settings);
-        let producer = Self { log: log.clone(), config, deliveries, batch_bytes, writers: Mutex::default() };
+        let clients = settings::clients(&config.settings);
+        let producer = Self { log: log.clone(), config, deliveries, batch_bytes, clients, writers: Mutex::default() };
         // Made at once, so that a wrong setting is told at once.
-        producer.writer(producer.batch_bytes)?;
+        producer.writer(Post { batch_bytes, number: 0 })?;
         Ok(producer)
     }
 
-    fn writer(&self, batch_bytes: usize) -> Result<Arc<Writer>> {
+    /// Who writes a record. A key stays with its partition's client, so that its
+    /// records stay in order.
+    fn post(&self, record: &OutgoingRecord, facts: &Facts) -> Post {
+        let by_key = || record.key.as_deref().map(|key| partition::for_key(key, facts.partitions));
+        let partition = record.partition.or_else(by_key).unwrap_or(0);
+        let number = usize::try_from(partition).unwrap_or(0) % self.clients;
+        Post { batch_bytes: batch_bytes(facts.limit, self.batch_bytes), number }
+    }
+
+    fn writer(&self, post: Post) -> Result<Arc<Writer>> {
         let mut writers = self.writers.lock();
-        if let Some(writer) = writers.get(&batch_bytes) {
+        if let Some(writer) = writers.get(&post) {
             // After a fatal error (a sequence number was lost) a client never writes again.
             let spent = writer.client().fatal_error().is_some();
             // Its records timed out, while the cluster answers others: it does not
@@ -83,9 +108,10 @@ impl KafkaProducer {
             tracing::warn!(client = %self.config.client_id, spent, stuck, "a producer does not recover; a new one takes its place");
             self.deliveries.begin_anew();
         }
-        let config = settings::producer(&self.log.config, &self.config.client_id, &self.config.settings, batch_bytes);
+        let config =
+            settings::producer(&self.log.config, &self.config.client_id, &self.config.settings, post.batch_bytes);
         let writer = Writer::make(&config, WriterContext(self.deliveries.clone()))?;
-        if let Some(spent) = writers.insert(batch_bytes, writer.clone()) {
+        if let Some(spent) = writers.insert(post, writer.clone()) {
             retire(spent);
         }
         Ok(writer)
@@ -105,17 +131,20 @@ impl KafkaProducer {
             facts.push(found);
         }
         let sending = self.deliveries.begin(records.len());
-        let mut kept: Option<(usize, Arc<Writer>)> = None;
+        // Looked up once in a batch: the same few are asked for again and again.
+        let mut writers: Vec<(Post, Arc<Writer>)> = Vec::new();
         for (place, (record, facts)) in records.iter().zip(facts).enumerate() {
-            let sent = match facts
-                .and_then(|facts| check(record, &facts).map(|()| batch_bytes(facts.limit, self.batch_bytes)))
-            {
-                Ok(bytes) => {
-                    let writer = match &kept {
-                        Some((of, writer)) if *of == bytes => writer,
-                        _ => &kept.insert((bytes, self.writer(bytes)?)).1,
+            let sent = match facts.and_then(|facts| check(record, &facts).map(|()| self.post(record, &facts))) {
+                Ok(post) => {
+                    let known = writers.iter().position(|(of, _)| *of == post);
+                    let at = match known {
+                        Some(at) => at,
+                        None => {
+                            writers.push((post, self.writer(post)?));
+                            writers.len() - 1
+                        }
                     };
-                    send_when_room(writer, &self.deliveries, record, sending.ticket(place)).await
+                    send_when_room(&writers[at].1, &self.deliveries, record, sending.ticket(place)).await
                 }
                 Err(error) => Err(error),
             };

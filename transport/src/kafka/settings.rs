@@ -15,12 +15,15 @@ use crate::log::{ConsumerConfig, Error, Result};
 /// otherwise; below the default limit of topics.
 pub(super) const BATCH_BYTES: usize = 1_000_000;
 
+/// Unless a setting says otherwise.
+const CLIENTS: usize = 2;
+
 /// A member that is not heard of for so long loses its partitions, unless a
 /// setting says otherwise.
 const SESSION_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Settings that mean something to us before librdkafka hears of them, if it does.
-const OURS: [&str; 3] = ["max.poll.records", "group.instance.id", "auto.offset.reset"];
+const OURS: [&str; 4] = ["max.poll.records", "group.instance.id", "auto.offset.reset", kafka::CONNECTIONS];
 
 /// A cluster with settings that were checked.
 pub(super) struct Cluster {
@@ -113,6 +116,11 @@ fn take_over(config: &mut ClientConfig, settings: &Settings) {
 /// The bound on batches that the settings ask for.
 pub(super) fn asked_batch_bytes(settings: &Settings) -> usize {
     settings.get("batch.size").and_then(|text| text.parse().ok()).unwrap_or(BATCH_BYTES)
+}
+
+/// Over how many clients a plain producer shares out its partitions.
+pub(super) fn clients(settings: &Settings) -> usize {
+    settings.get(kafka::CONNECTIONS).and_then(|text| text.parse().ok()).unwrap_or(CLIENTS)
 }
 
 /// How long a record is tried before it is given up: librdkafka's own default, or
