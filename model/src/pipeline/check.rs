@@ -15,7 +15,7 @@ use super::tree::{Node, Path, Position};
 use super::{Findings, schema, wire};
 use crate::names::{ModuleName, PipelineName, StepName, Topic};
 use crate::registry::Modules;
-use crate::step::{Format, Input, InputSource, StepType};
+use crate::step::{Delivery, Format, Input, InputSource, StepType};
 use crate::text::nearest;
 
 /// Partitions of the topics that a pipeline makes, unless it says otherwise.
@@ -109,6 +109,10 @@ impl<'a> Checker<'a> {
                 }
             }
             _ => {}
+        }
+        if step.step_type == Some(StepType::Connector) && settings.delivery == Delivery::ExactlyOnce {
+            let reason = "delivery EXACTLY_ONCE is not supported yet for a CONNECTOR; give it AT_LEAST_ONCE";
+            self.error(&at.field("delivery"), reason);
         }
         Some(StepConfig {
             name: name?,

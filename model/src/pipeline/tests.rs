@@ -143,7 +143,7 @@ steps:
 fn mistakes_of_shape_and_of_meaning_are_told_together() {
     let text = "\
 pipeline: Library
-defaults: {partitions: 0, delivery: EXACTLY_ONCE, retries: {factor: 0.5}}
+defaults: {partitions: 0, delivery: AT_MOST_ONCE, retries: {factor: 0.5}}
 steps:
   - {name: a, type: pipeline, module: parser, concurrency: many}
   - {name: a, type: SINK, module: writer, outputs: [{to: a}]}
@@ -180,7 +180,6 @@ fn texts_that_are_no_pipelines_are_refused() {
 #[test]
 fn what_comes_later_is_refused_and_never_ignored() {
     let all: Vec<_> = [
-        "delivery: EXACTLY_ONCE",
         "delivery: AT_MOST_ONCE",
         "hydration: LAZY",
         "hydration: NEVER",
@@ -193,7 +192,14 @@ fn what_comes_later_is_refused_and_never_ignored() {
     insta::assert_snapshot!(all.join("\n"));
     let grpc = "{pipeline: p, steps: [{name: a, type: PIPELINE, module: parser, outputs: [{to: z, transport: GRPC}]}, {name: z, type: SINK, module: writer}]}";
     insta::assert_snapshot!(errors(grpc));
+    let connector = "{pipeline: p, defaults: {delivery: EXACTLY_ONCE}, steps: [{name: a, type: CONNECTOR, module: reader, outputs: [{to: z}]}, {name: z, type: SINK, module: writer}]}";
+    let refused = errors(connector);
+    assert!(
+        refused.contains("steps[0].delivery: delivery EXACTLY_ONCE is not supported yet for a CONNECTOR"),
+        "{refused}"
+    );
     for taken in [
+        "delivery: EXACTLY_ONCE",
         "ordering: NONE",
         "ordering: PARTITION",
         "on_exhausted: SKIP",

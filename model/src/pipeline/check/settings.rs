@@ -133,9 +133,8 @@ impl Checker<'_> {
     /// What is part of the format and comes later is refused, never ignored.
     fn unsupported(&mut self, given: &wire::Settings, at: &Path) {
         let delivery = match given.delivery {
-            Some(Delivery::ExactlyOnce) => Some("delivery EXACTLY_ONCE is not supported yet; use AT_LEAST_ONCE"),
             Some(Delivery::AtMostOnce) => Some("delivery AT_MOST_ONCE is not supported yet; use AT_LEAST_ONCE"),
-            Some(Delivery::AtLeastOnce) | None => None,
+            Some(Delivery::AtLeastOnce | Delivery::ExactlyOnce) | None => None,
         };
         let hydration = match given.hydration {
             Some(Hydration::Lazy) => Some("hydration LAZY is not supported yet; use EAGER"),
