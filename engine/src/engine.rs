@@ -11,7 +11,7 @@ use pipedoc_proto::v1;
 use pipedoc_transport::log::Log;
 use pipedoc_transport::objects::Objects;
 use tokio::net::TcpListener;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, OnceCell, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use tonic::transport::server::TcpIncoming;
@@ -26,6 +26,9 @@ use crate::sessions::Sessions;
 use crate::status;
 use crate::store::{Candidate, Leadership, Store};
 use crate::view::View;
+
+/// How long an instance that attaches waits until it is known which log this is.
+const LOG_ANSWERS: Duration = Duration::from_secs(1);
 
 /// How long an apply waits for the plan that follows from it, and a call to an
 /// engine that has just started for its first one.
@@ -71,6 +74,7 @@ struct Inner {
     cluster: ClusterName,
     catalog: Catalog,
     log: Arc<dyn Log>,
+    log_identity: OnceCell<String>,
     editor: Arc<Editor>,
     intake: Intake,
     sessions: Sessions,
@@ -105,6 +109,7 @@ impl Engine {
             cluster,
             catalog,
             log,
+            log_identity: OnceCell::new(),
             editor,
             sessions: Sessions::default(),
             view,
@@ -200,6 +205,20 @@ impl Engine {
     #[must_use]
     pub fn cluster(&self) -> &ClusterName {
         &self.0.cluster
+    }
+
+    /// The log that we work on.
+    pub(crate) fn log(&self) -> &dyn Log {
+        self.0.log.as_ref()
+    }
+
+    /// Which log that is; empty while it does not say so.
+    pub(crate) async fn log_identity(&self) -> String {
+        let asked = self.0.log_identity.get_or_try_init(|| self.0.log.identity());
+        match tokio::time::timeout(LOG_ANSWERS, asked).await {
+            Ok(Ok(identity)) => identity.clone(),
+            Ok(Err(_)) | Err(_) => String::new(),
+        }
     }
 
     pub(crate) fn sessions(&self) -> &Sessions {

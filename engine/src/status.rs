@@ -45,6 +45,12 @@ pub(crate) async fn status(
     if only.is_none() {
         pipelines.extend(unknown(view, instances));
     }
+    problems.extend(instances.iter().filter(|instance| !instance.refusals.is_empty()).map(|instance| {
+        let Attached { instance_id, module, refusals, .. } = &**instance;
+        let message =
+            format!("instance {instance_id} of module {module} refuses its assignment: {}", refusals.join("; "));
+        Problem { message, ..Problem::default() }
+    }));
     StatusResponse {
         cluster: cluster.to_string(),
         generation: view.generation.map_or(0, |generation| generation.0),

@@ -54,6 +54,7 @@ impl v1::module_gateway_server::ModuleGateway for Gateway {
         let first = reports.message().await?;
         let mut first = first.ok_or_else(|| Status::invalid_argument("a session begins with a report; none came"))?;
         let info = registration::read(&first).map_err(Status::from)?;
+        let log = self.engine.log_identity().await;
         // Parts are made as they are sent; one waits here while another travels.
         let (messages, outgoing) = mpsc::channel(1);
         let instance = Instance {
@@ -71,6 +72,7 @@ impl v1::module_gateway_server::ModuleGateway for Gateway {
             registered: None,
             narrowed: None,
             told: None,
+            log,
             messages,
         };
         let shutdown = self.shutdown.clone();
@@ -102,6 +104,8 @@ struct Instance {
     /// The list of its module that was narrowed to `serve`, and what came of it.
     narrowed: Option<(Arc<StepList>, Arc<StepList>)>,
     told: Option<Told>,
+    /// Which log we work on; empty when it did not say so yet.
+    log: String,
     messages: mpsc::Sender<Result<v1::GatewayMessage, Status>>,
 }
 
@@ -231,7 +235,9 @@ impl Instance {
     }
 
     async fn send(&self, parts: Parts) -> Result<(), Gone> {
-        for part in parts {
+        for mut part in parts {
+            part.log.clone_from(&self.log);
+            part.log_name = self.engine.log().describe();
             let message = v1::GatewayMessage { kind: Some(Kind::Assignment(part)) };
             self.messages.send(Ok(message)).await.map_err(|_| Gone)?;
         }

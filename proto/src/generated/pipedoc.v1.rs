@@ -1026,6 +1026,14 @@ pub struct Assignment {
     /// both adds up, and it stands when the last part has come.
     #[prost(bool, tag = "8")]
     pub more: bool,
+    /// Which log the engine works on, the same however the log is reached
+    /// (`kafka cluster 5L6g3nShT`); an instance on another one refuses. Empty: the
+    /// engine does not know yet.
+    #[prost(string, tag = "9")]
+    pub log: ::prost::alloc::string::String,
+    /// How the engine calls that log, for people (`kafka broker:9092`).
+    #[prost(string, tag = "10")]
+    pub log_name: ::prost::alloc::string::String,
 }
 /// A step in an assignment.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

@@ -27,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 use super::Runs;
 use super::address::{Address, follow};
 use super::kept::KeptFile;
-use super::ledger::{Ledger, Taken, Verdict};
+use super::ledger::{Ledger, LogName, Taken, Verdict};
 use super::news::News;
 
 /// Assignments carry whole plans; far more than they need is allowed.
@@ -50,6 +50,8 @@ pub struct AttachConfig {
     pub registration: v1::ServiceRegistration,
     /// Its id.
     pub instance_id: String,
+    /// The log that it works on. Engines on another one are refused.
+    pub log: LogName,
     /// Where it serves gRPC (`http://host:port`); empty when it does not.
     pub endpoint: String,
     /// Steps it is narrowed to; empty: all of its module.
@@ -62,7 +64,8 @@ pub struct AttachConfig {
 }
 
 impl AttachConfig {
-    /// An instance without engines, endpoint or narrowing, with the defaults.
+    /// An instance without engines, endpoint or narrowing, on a log that is not known,
+    /// with the defaults.
     #[must_use]
     pub fn new(
         cluster: ClusterName,
@@ -76,6 +79,7 @@ impl AttachConfig {
             module,
             registration,
             instance_id: instance_id.into(),
+            log: LogName::default(),
             endpoint: String::new(),
             serve: BTreeSet::new(),
             report_every: Duration::from_secs(1),
@@ -95,7 +99,12 @@ pub async fn attach(config: AttachConfig, kept: KeptFile, runs: Arc<dyn Runs>, s
             None
         }
     };
+    let kept_for_another = on_disk.as_ref().filter(|kept| config.log.is_another(&kept.log));
+    if let Some(other) = kept_for_another {
+        tracing::warn!(kept = other.log, now = %config.log, "what was kept is for another log; waiting for an engine");
+    }
     let ledger = Ledger::new(config.cluster.clone(), config.module.clone(), config.serve.clone(), on_disk);
+    let ledger = ledger.on_log(config.log.clone());
     let engines = config.engines.clone();
     let shared = Arc::new(Attached {
         state: Mutex::new(State { ledger, from_disk: false }),

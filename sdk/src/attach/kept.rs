@@ -19,6 +19,9 @@ pub struct Kept {
     pub generation: Generation,
     /// The cluster that it belongs to.
     pub cluster: ClusterName,
+    /// The log that it was taken for; empty when that was not known.
+    #[serde(default)]
+    pub log: String,
     /// Every step, in the assignment's order.
     pub steps: Vec<KeptStep>,
 }

@@ -1,7 +1,7 @@
 //! Which assignment an instance takes. Pure: no IO, no clock.
 //!
 //! ```text
-//!              older generation, other cluster, wrong body ─▶ refused, nothing changes
+//!              older generation, other cluster or log, wrong body ─▶ refused, nothing changes
 //! assignment ─┤
 //!              bodies missing ─▶ waits until they are there
 //!              all bodies held ─▶ runs
@@ -18,6 +18,30 @@ use pipedoc_model::step::StepPlan;
 use pipedoc_proto::v1;
 
 use super::kept::{Kept, KeptStep};
+
+/// A log: which it is, and what it is called here. Empty: not known.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LogName {
+    /// The same for all who work on it; see
+    /// [`Log::identity`](pipedoc_transport::log::Log::identity).
+    pub identity: String,
+    /// For people.
+    pub name: String,
+}
+
+impl LogName {
+    /// Whether they are two logs, as far as that is known.
+    #[must_use]
+    pub fn is_another(&self, identity: &str) -> bool {
+        !self.identity.is_empty() && !identity.is_empty() && self.identity != identity
+    }
+}
+
+impl std::fmt::Display for LogName {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} ({})", self.name, self.identity)
+    }
+}
 
 /// Why an assignment is refused. What ran before goes on.
 #[derive(Debug, thiserror::Error)]
@@ -39,6 +63,14 @@ pub enum Error {
         offered: String,
         /// Cluster of the instance.
         own: ClusterName,
+    },
+    /// It is for another log.
+    #[error("the engine works on {offered}, this instance on {own}; start both with the same --log")]
+    OtherLog {
+        /// The engine's.
+        offered: LogName,
+        /// The instance's.
+        own: LogName,
     },
     /// A body is not what its hash says.
     #[error("a step body does not have the hash {hash} that came with it")]
@@ -104,6 +136,7 @@ pub struct Ledger {
     cluster: ClusterName,
     module: ModuleName,
     serve: BTreeSet<StepId>,
+    log: LogName,
     /// The newest assignment taken, or found on disk.
     held: Option<Kept>,
     /// Whether it runs.
@@ -120,7 +153,16 @@ impl Ledger {
     #[must_use]
     pub fn new(cluster: ClusterName, module: ModuleName, serve: BTreeSet<StepId>, on_disk: Option<Kept>) -> Self {
         let held = on_disk.filter(|kept| kept.cluster == cluster);
-        Self { cluster, module, serve, held, running: false, waiting: BTreeMap::new(), lacking: BTreeSet::new() }
+        let (waiting, lacking) = (BTreeMap::new(), BTreeSet::new());
+        Self { cluster, module, serve, log: LogName::default(), held, running: false, waiting, lacking }
+    }
+
+    /// The log that the instance works on: what was kept for another one is left
+    /// alone, and what is assigned for another one is refused. Default: not known.
+    #[must_use]
+    pub fn on_log(mut self, log: LogName) -> Self {
+        self.held = self.held.filter(|kept| !log.is_another(&kept.log));
+        Self { log, ..self }
     }
 
     /// Generation of what it holds; 0 when it holds nothing.
@@ -181,6 +223,10 @@ impl Ledger {
         if assignment.cluster != self.cluster.as_str() {
             return Err(Error::OtherCluster { offered: assignment.cluster, own: self.cluster.clone() });
         }
+        if self.log.is_another(&assignment.log) {
+            let offered = LogName { identity: assignment.log, name: assignment.log_name };
+            return Err(Error::OtherLog { offered, own: self.log.clone() });
+        }
         if offered < self.generation() {
             return Err(Error::Older { offered, held: self.generation() });
         }
@@ -210,7 +256,12 @@ impl Ledger {
             return Ok(Verdict::Wait(self.lacking.len()));
         }
         let plans = self.plans(&steps)?;
-        let kept = Kept { generation: offered, cluster: self.cluster.clone(), steps };
+        let kept = Kept {
+            generation: offered,
+            cluster: self.cluster.clone(),
+            log: self.log.identity.clone(),
+            steps,
+        };
         self.waiting.clear();
         self.lacking.clear();
         if self.running && self.held.as_ref() == Some(&kept) {

@@ -27,6 +27,7 @@ use pipedoc_proto::v1;
 
 pub use client::{AttachConfig, attach};
 pub use kept::{Kept, KeptFile};
+pub use ledger::LogName;
 pub use slot::Slot;
 
 /// What runs the steps of an assignment.

@@ -2,12 +2,12 @@
 //! wait, drain. Holds the order of things and nothing else.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use pipedoc_telemetry::TelemetryConfig;
 use pipedoc_transport::kafka::StatisticsObserver;
+use pipedoc_transport::log::Log;
 use pipedoc_transport::objects::Objects;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -16,7 +16,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::args::ProcessArgs;
 use super::kafka_metrics;
 use super::signal::Signals;
-use crate::attach::{self, AttachConfig, KeptFile, Slot, attach};
+use crate::attach::{self, AttachConfig, KeptFile, LogName, Slot, attach};
 use crate::event::Unobserved;
 use crate::factory::Factory;
 use crate::grpc::Server;
@@ -36,14 +36,8 @@ pub enum Error {
     #[error(transparent)]
     Log(#[from] super::log::Error),
     /// The object store could not be opened.
-    #[error("the object store in {} cannot be opened", folder.display())]
-    Objects {
-        /// Its folder.
-        folder: PathBuf,
-        /// Why.
-        #[source]
-        source: pipedoc_transport::objects::Error,
-    },
+    #[error(transparent)]
+    Objects(#[from] pipedoc_transport::objects::Error),
     /// The address to serve on is not to be had.
     #[error("cannot listen on {address}; give another with --listen")]
     Listen {
@@ -88,9 +82,9 @@ pub(super) async fn live(factory: Factory, layers: Layers, args: ProcessArgs) ->
     let mut signals = Signals::new().map_err(Error::Signals)?;
     let slot = Slot::take(&args.data, &factory.info().module)?;
     let statistics = kafka_metrics(telemetry.meter().as_ref());
-    let instance = instance(&factory, &layers, &args, &slot, statistics).await?;
+    let (instance, log) = instance(&factory, &layers, &args, &slot, statistics).await?;
     let (endpoint, serving, stop_serving) = serve(&factory, &layers, &args, &slot).await?;
-    let (attached, detach) = attach_to_engines(&factory, &args, &slot, &endpoint, &instance);
+    let (attached, detach) = attach_to_engines(&factory, &args, &slot, &endpoint, log, &instance);
     tracing::info!(
         module = %factory.info().module,
         instance = %slot.id(),
@@ -147,11 +141,11 @@ async fn instance(
     args: &ProcessArgs,
     slot: &Slot,
     statistics: StatisticsObserver,
-) -> Result<Instance, Error> {
+) -> Result<(Instance, LogName), Error> {
     let log = args.log.open(&args.data, statistics, &|waiting| tracing::warn!("{waiting}")).await?;
-    let folder = args.data.join("objects");
-    let objects = Objects::local(&folder).map_err(|source| Error::Objects { folder, source })?;
-    Ok(Instance::start(InstanceConfig {
+    let name = name_of(log.as_ref()).await;
+    let objects = Objects::open(&args.objects()).await?;
+    let instance = Instance::start(InstanceConfig {
         log,
         objects: Arc::new(objects),
         id: slot.id().to_string(),
@@ -159,7 +153,20 @@ async fn instance(
         factories: vec![factory.clone()],
         observer: Arc::new(Unobserved),
         layers: layers.clone(),
-    }))
+    });
+    Ok((instance, name))
+}
+
+/// Which log it is. One that does not say so is taken for the right one.
+async fn name_of(log: &dyn Log) -> LogName {
+    let name = log.describe();
+    match log.identity().await {
+        Ok(identity) => LogName { identity, name },
+        Err(error) => {
+            tracing::warn!(%error, "whether engines work on the same log cannot be told");
+            LogName { identity: String::new(), name }
+        }
+    }
 }
 
 type Serving = AbortOnDropHandle<Result<(), crate::grpc::ServeError>>;
@@ -191,11 +198,13 @@ fn attach_to_engines(
     args: &ProcessArgs,
     slot: &Slot,
     endpoint: &str,
+    log: LogName,
     instance: &Instance,
 ) -> (AbortOnDropHandle<()>, CancellationToken) {
     let info = factory.info();
     let config = AttachConfig {
         engines: args.engines(),
+        log,
         endpoint: endpoint.to_owned(),
         serve: args.serve.iter().cloned().collect(),
         ..AttachConfig::new(args.cluster.clone(), info.module.clone(), info.into(), slot.id().to_string())

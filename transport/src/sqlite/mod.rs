@@ -178,6 +178,13 @@ impl Log for SqliteLog {
         self.shared().path.display().to_string()
     }
 
+    /// The file itself, by whichever path it was opened.
+    async fn identity(&self) -> Result<String> {
+        use std::os::unix::fs::MetadataExt;
+        let found = std::fs::metadata(&self.shared().path);
+        Ok(found.map_or_else(|_| self.describe(), |file| format!("sqlite file {}-{}", file.dev(), file.ino())))
+    }
+
     async fn ensure_topic(&self, spec: &TopicSpec) -> Result<TopicInfo> {
         let spec = spec.clone();
         self.shared().writer.call(true, move |tx| topics::ensure(tx, &spec)).await
