@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use pipedoc_sdk::process::LogArgs;
+use pipedoc_transport::objects::ObjectsUrl;
 use pipedoc_transport::open::LogUrl;
 
 use crate::store::StoreArgs;
@@ -115,6 +116,11 @@ pub struct EngineArgs {
     /// Which log.
     #[command(flatten)]
     pub log: LogArgs,
+    /// Where large payloads lie: `s3://BUCKET[/PREFIX]` (address and keys in AWS_*
+    /// variables) or a folder; the same for all processes of an installation.
+    /// Default: `objects` in the data folder.
+    #[arg(long, env = "PIPEDOC_OBJECTS", value_name = "URL")]
+    pub objects: Option<ObjectsUrl>,
     /// Name of the installation; prefix of its topics, groups and keys in Consul.
     #[arg(long, env = "PIPEDOC_CLUSTER", default_value = "local")]
     pub cluster: String,

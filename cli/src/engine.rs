@@ -9,7 +9,7 @@ use pipedoc_engine::{Engine, EngineConfig};
 use pipedoc_model::names::ClusterName;
 use pipedoc_sdk::process::Signals;
 use pipedoc_telemetry::TelemetryConfig;
-use pipedoc_transport::objects::Objects;
+use pipedoc_transport::objects::{Objects, ObjectsUrl};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
@@ -25,7 +25,8 @@ pub async fn main(args: EngineArgs) -> anyhow::Result<ExitCode> {
     let store = args.store.open(&cluster, &args.data, wait).await?;
     let place = store.describe();
     let log = connect::log(&args.log, &args.data, Some(&telemetry)).await?;
-    let objects = Objects::local(&args.data.join("objects"))?;
+    let objects = args.objects.unwrap_or_else(|| ObjectsUrl::Folder(args.data.join("objects")));
+    let objects = Objects::open(&objects).await?;
     let listener = TcpListener::bind(args.listen)
         .await
         .with_context(|| format!("listening on {}; give another --listen when it is taken", args.listen))?;

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use pipedoc_model::names::{ClusterName, PipelineName, StepId, StepName};
+use pipedoc_transport::objects::ObjectsUrl;
 
 use super::log::LogArgs;
 use crate::units;
@@ -37,6 +38,12 @@ pub struct ProcessArgs {
     /// Which log.
     #[command(flatten)]
     pub log: LogArgs,
+
+    /// Where large payloads lie: `s3://BUCKET[/PREFIX]` (address and keys in AWS_*
+    /// variables) or a folder; the same for all processes of an installation.
+    /// Default: `objects` in the data folder.
+    #[arg(long, env = "PIPEDOC_OBJECTS", value_name = "URL")]
+    pub objects: Option<ObjectsUrl>,
 
     /// Name of the installation; must be that of the engines.
     #[arg(long, env = "PIPEDOC_CLUSTER", value_name = "NAME", default_value = "local")]
@@ -91,6 +98,11 @@ impl From<LogFormat> for pipedoc_telemetry::Format {
 }
 
 impl ProcessArgs {
+    /// The object store.
+    pub(super) fn objects(&self) -> ObjectsUrl {
+        self.objects.clone().unwrap_or_else(|| ObjectsUrl::Folder(self.data.join("objects")))
+    }
+
     /// The engines, without what an empty list leaves.
     pub(super) fn engines(&self) -> Vec<String> {
         self.engines.iter().filter(|engine| !engine.is_empty()).cloned().collect()

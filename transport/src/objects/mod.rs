@@ -6,6 +6,8 @@
 //! Knows nothing of documents; only this module knows which library speaks to the
 //! stores.
 
+mod url;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -15,6 +17,8 @@ use object_store::local::LocalFileSystem;
 use object_store::{ObjectStore, ObjectStoreExt};
 use pipedoc_proto::v1::Claim;
 use sha2::{Digest, Sha256};
+
+pub use self::url::{ObjectsUrl, UnknownStore};
 
 /// Name of the store that is written to.
 pub const DEFAULT: &str = "default";
@@ -34,6 +38,15 @@ pub enum Error {
         /// Why.
         #[source]
         source: std::io::Error,
+    },
+    /// A store that is there does not serve us.
+    #[error("object store {url} cannot be used; check its name, AWS_ENDPOINT_URL, AWS_REGION and the AWS_* keys")]
+    Unusable {
+        /// The store.
+        url: ObjectsUrl,
+        /// Why; boxed, for it is large.
+        #[source]
+        source: Box<object_store::Error>,
     },
     /// The claim names a store that is not configured here.
     #[error("object store {store:?} is not configured here; known are {known}")]
@@ -101,7 +114,11 @@ impl Error {
                     | object_store::Error::NotImplemented { .. }
                     | object_store::Error::InvalidPath { .. }
             ),
-            Self::UnknownStore { .. } | Self::Missing { .. } | Self::Damaged { .. } | Self::Key { .. } => false,
+            Self::Unusable { .. }
+            | Self::UnknownStore { .. }
+            | Self::Missing { .. }
+            | Self::Damaged { .. }
+            | Self::Key { .. } => false,
         }
     }
 }
