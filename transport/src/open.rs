@@ -122,7 +122,12 @@ pub struct OpenOptions<'a> {
 impl Default for OpenOptions<'_> {
     fn default() -> Self {
         const NONE: &Settings = &Settings::new();
-        Self { kafka: NONE, wait: Some(Duration::from_secs(10)), statistics: StatisticsObserver::default(), told: &|_| {} }
+        Self {
+            kafka: NONE,
+            wait: Some(Duration::from_secs(10)),
+            statistics: StatisticsObserver::default(),
+            told: &|_| {},
+        }
     }
 }
 
