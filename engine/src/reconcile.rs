@@ -195,10 +195,10 @@ impl Reconciler {
         let soon = Instant::now() + pause;
         let mut outcome = Outcome { problems: Vec::new(), again: again.map_or(soon, |again| again.min(soon)) };
         let Some(current) = &snapshot.current else {
-            let remembered = self.editor.reported();
+            let remembered = self.editor.reported().max(self.catalog.highest_generation());
             if remembered > Generation(0) {
                 let message = format!(
-                    "{} has no head, but instances run generation {remembered}: what runs goes on; restore the store, or apply the pipelines again",
+                    "{} has no head, though there was generation {remembered}: its data are lost; what runs goes on; restore them, or apply the pipelines again",
                     self.catalog.store().describe()
                 );
                 problems.push(Problem { message, ..Problem::default() });
