@@ -236,7 +236,7 @@ mod tests {
 
     #[test]
     fn what_never_takes_more_than_the_room_is_always_named_whole() {
-        for (span, gap) in [(24_000_i64, 2), (24_000, 3), (3_000_000, 6_500)] {
+        for (span, gap) in [(24_000_i64, 2), (24_000, 3), (1_000_000, 2_500)] {
             let done: Vec<Range<i64>> = (1..span / gap).map(|n| (n * gap)..(n * gap + 1)).collect();
             assert!(worst(span.unsigned_abs(), done.len()) <= ROOM, "{span} {gap}");
             let text = encode_whole(0, &done).expect("it fits");

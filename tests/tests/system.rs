@@ -9,11 +9,13 @@ mod system {
     mod cluster_changes;
     mod cluster_faults;
     mod cluster_library;
+    mod cluster_page;
     mod cluster_users;
     mod conformance;
     mod consul_bad_input;
     mod consul_store;
     mod doctor;
+    mod exactly_once;
     mod kafka_clients;
     mod kafka_faults;
     mod kafka_log;
