@@ -207,7 +207,7 @@ fn submission(
     headers.set(headers::HOP, "0");
     headers.set(headers::EVENT_TIME, headers::format_time(clock::now_millis()));
     headers.set(headers::DOCUMENT_ID, id.clone());
-    headers.set(headers::VERSION, version.to_string());
+    headers.set(headers::VERSION, version);
     for claim in claims {
         headers.append(headers::CLAIM, Some(Bytes::copy_from_slice(claim.as_bytes())));
     }

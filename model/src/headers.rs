@@ -3,7 +3,13 @@
 //! All metadata of PipeDoc lives in headers, so that a record can be piped on
 //! without decoding its value. Headers that are not ours travel on untouched.
 
+use std::ops::Range;
+
 use bytes::Bytes;
+
+mod value;
+
+pub use value::Value;
 
 /// Topic that the record was piped from; on dead letters, the record's own topic.
 pub const SOURCE_TOPIC: &str = "source_topic";
@@ -62,59 +68,82 @@ fn ours(name: &[u8]) -> Option<&'static str> {
     EVERY_HOP.into_iter().find(|ours| ours.as_bytes() == name)
 }
 
-/// One header.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Header {
-    name: Name,
-    value: Option<Bytes>,
+/// One header, lent by the record's [`Headers`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Header<'a> {
+    name: &'a str,
+    value: Option<&'a [u8]>,
 }
 
-/// A name that is either one of our constants or shares a record's memory.
-#[derive(Clone)]
-enum Name {
-    Static(&'static str),
-    Shared(Bytes),
-}
-
-impl Name {
-    fn as_str(&self) -> &str {
-        match self {
-            Self::Static(name) => name,
-            // Checked when it was made.
-            Self::Shared(bytes) => std::str::from_utf8(bytes).unwrap_or_default(),
-        }
-    }
-}
-
-impl PartialEq for Name {
-    fn eq(&self, other: &Self) -> bool {
-        self.as_str() == other.as_str()
-    }
-}
-impl Eq for Name {}
-impl std::fmt::Debug for Name {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{:?}", self.as_str())
-    }
-}
-
-impl Header {
+impl<'a> Header<'a> {
     /// The name.
     #[must_use]
-    pub fn name(&self) -> &str {
-        self.name.as_str()
+    pub fn name(&self) -> &'a str {
+        self.name
     }
 
     /// The value; a header may have none, which is not the same as an empty one.
     #[must_use]
-    pub fn value(&self) -> Option<&Bytes> {
-        self.value.as_ref()
+    pub fn value(&self) -> Option<&'a [u8]> {
+        self.value
+    }
+
+    /// The value as UTF-8 text; one that cannot be read counts as missing.
+    #[must_use]
+    pub fn text(&self) -> Option<&'a str> {
+        self.value.and_then(|value| std::str::from_utf8(value).ok())
     }
 }
 
 /// Headers of one record, in order.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Headers(Vec<Header>);
+///
+/// Those that were read lie in one piece of memory, which is shared as a whole:
+/// a copy costs one count of its owners, not one for each header.
+#[derive(Clone, Default)]
+pub struct Headers {
+    memory: Bytes,
+    entries: Vec<Entry>,
+}
+
+#[derive(Clone)]
+struct Entry {
+    name: Name,
+    value: Content,
+}
+
+#[derive(Clone)]
+enum Name {
+    Ours(&'static str),
+    /// UTF-8, which was checked when it was made.
+    Within(Place),
+    Own(Box<str>),
+}
+
+#[derive(Clone)]
+enum Content {
+    None,
+    Within(Place),
+    Own(Value),
+}
+
+/// A place in the memory.
+#[derive(Clone, Copy)]
+struct Place {
+    start: u32,
+    length: u32,
+}
+
+impl Place {
+    fn new(range: &Range<usize>) -> Option<Self> {
+        let start = u32::try_from(range.start).ok()?;
+        Some(Self { start, length: u32::try_from(range.len()).ok()? })
+    }
+
+    fn within(self, memory: &[u8]) -> &[u8] {
+        let start = self.start as usize;
+        memory.get(start..start + self.length as usize).unwrap_or_default()
+    }
+}
 
 impl Headers {
     /// No headers.
@@ -126,22 +155,29 @@ impl Headers {
     /// No headers, with room for `n`.
     #[must_use]
     pub fn with_capacity(n: usize) -> Self {
-        Self(Vec::with_capacity(n))
+        Self::within(Bytes::new(), n)
+    }
+
+    /// No headers, with room for `n` that lie in this memory.
+    #[must_use]
+    pub fn within(memory: Bytes, n: usize) -> Self {
+        Self { memory, entries: Vec::with_capacity(n) }
     }
 
     /// A copy, with room for `more` that are to be added.
     #[must_use]
     pub fn copy_with_room(&self, more: usize) -> Self {
-        let mut copy = Vec::with_capacity(self.0.len() + more);
-        copy.extend_from_slice(&self.0);
-        Self(copy)
+        let mut entries = Vec::with_capacity(self.entries.len() + more);
+        entries.extend_from_slice(&self.entries);
+        Self { memory: self.memory.clone(), entries }
     }
 
     /// The last value of a name, as Kafka's `lastHeader`; `None` when the name
     /// is missing or its last header has no value.
     #[must_use]
-    pub fn get(&self, name: &str) -> Option<&Bytes> {
-        self.0.iter().rev().find(|header| header.name() == name).and_then(Header::value)
+    pub fn get(&self, name: &str) -> Option<&[u8]> {
+        let entry = self.entries.iter().rev().find(|entry| self.name(entry) == name)?;
+        self.value(entry)
     }
 
     /// The last value of a name as UTF-8 text; one that cannot be read counts as missing.
@@ -160,72 +196,121 @@ impl Headers {
     /// Whether the name occurs.
     #[must_use]
     pub fn contains(&self, name: &str) -> bool {
-        self.0.iter().any(|header| header.name() == name)
+        self.iter().any(|header| header.name == name)
     }
 
     /// Adds one of our own headers at the end; earlier ones of that name are removed.
-    pub fn set(&mut self, name: &'static str, value: impl Into<Bytes>) {
+    pub fn set(&mut self, name: &'static str, value: impl Into<Value>) {
         self.remove(name);
-        self.0.push(Header { name: Name::Static(name), value: Some(value.into()) });
+        self.append_ours(name, value);
     }
 
     /// Adds a header at the end, beside earlier ones of that name.
     pub fn append(&mut self, name: &str, value: Option<Bytes>) {
-        self.append_shared(Bytes::copy_from_slice(name.as_bytes()), value);
-    }
-
-    /// As [`append`](Self::append) without copying the name. Bytes that are no
-    /// UTF-8 (which no Kafka client lets in) are replaced as by
-    /// [`String::from_utf8_lossy`].
-    pub fn append_shared(&mut self, name: Bytes, value: Option<Bytes>) {
-        // Most headers that are read are ours: their names need no share of the memory.
-        let name = match ours(&name) {
-            Some(name) => Name::Static(name),
-            None if std::str::from_utf8(&name).is_ok() => Name::Shared(name),
-            None => Name::Shared(Bytes::from(String::from_utf8_lossy(&name).into_owned())),
-        };
-        self.0.push(Header { name, value });
-    }
-
-    /// As [`append_shared`](Self::append_shared), where a share of the name's memory
-    /// is taken only if it is needed.
-    pub fn append_named(&mut self, name: &[u8], share: impl FnOnce() -> Bytes, value: Option<Bytes>) {
-        match ours(name) {
-            Some(name) => self.0.push(Header { name: Name::Static(name), value }),
-            None => self.append_shared(share(), value),
-        }
-    }
-
-    /// Adds a header of another record at the end; it shares that record's memory.
-    pub fn push(&mut self, header: Header) {
-        self.0.push(header);
+        let name = ours(name.as_bytes()).map_or_else(|| Name::Own(name.into()), Name::Ours);
+        let value = value.map_or(Content::None, |value| Content::Own(value.into()));
+        self.entries.push(Entry { name, value });
     }
 
     /// As [`append`](Self::append) for one of our names, which is not copied.
-    pub fn append_ours(&mut self, name: &'static str, value: Bytes) {
-        self.0.push(Header { name: Name::Static(name), value: Some(value) });
+    pub fn append_ours(&mut self, name: &'static str, value: impl Into<Value>) {
+        self.entries.push(Entry { name: Name::Ours(name), value: Content::Own(value.into()) });
+    }
+
+    /// As [`append`](Self::append) for one that lies in the memory these headers were
+    /// made with. A name that is no UTF-8 (which no Kafka client lets in) is replaced
+    /// as by [`String::from_utf8_lossy`].
+    pub fn append_within(&mut self, name: &Range<usize>, value: Option<&Range<usize>>) {
+        let bytes = self.memory.get(name.clone()).unwrap_or_default();
+        // Most headers that are read are ours: their names need no place.
+        let name = match (ours(bytes), std::str::from_utf8(bytes), Place::new(name)) {
+            (Some(name), _, _) => Name::Ours(name),
+            (None, Ok(_), Some(place)) => Name::Within(place),
+            (None, _, _) => Name::Own(String::from_utf8_lossy(bytes).into()),
+        };
+        let value = match value.map(|range| (Place::new(range), range)) {
+            None => Content::None,
+            Some((Some(place), _)) => Content::Within(place),
+            Some((None, range)) => Content::Own(self.memory.slice(range.clone()).into()),
+        };
+        self.entries.push(Entry { name, value });
     }
 
     /// Removes all headers of a name.
     pub fn remove(&mut self, name: &str) {
-        self.0.retain(|header| header.name() != name);
+        self.retain(|header| header.name != name);
+    }
+
+    /// Keeps only those that `keep` is true of.
+    pub fn retain(&mut self, mut keep: impl FnMut(Header<'_>) -> bool) {
+        let memory = &self.memory;
+        self.entries.retain(|entry| keep(entry.lend(memory)));
     }
 
     /// All headers, in order.
-    pub fn iter(&self) -> impl ExactSizeIterator<Item = &Header> {
-        self.0.iter()
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = Header<'_>> {
+        self.entries.iter().map(|entry| entry.lend(&self.memory))
     }
 
     /// How many there are.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.0.len()
+        self.entries.len()
     }
 
     /// Whether there are none.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.entries.is_empty()
+    }
+
+    fn name<'a>(&'a self, entry: &'a Entry) -> &'a str {
+        entry.name.lend(&self.memory)
+    }
+
+    fn value<'a>(&'a self, entry: &'a Entry) -> Option<&'a [u8]> {
+        entry.value.lend(&self.memory)
+    }
+}
+
+impl Entry {
+    fn lend<'a>(&'a self, memory: &'a [u8]) -> Header<'a> {
+        Header { name: self.name.lend(memory), value: self.value.lend(memory) }
+    }
+}
+
+impl Name {
+    fn lend<'a>(&'a self, memory: &'a [u8]) -> &'a str {
+        match self {
+            Self::Ours(name) => name,
+            Self::Within(place) => std::str::from_utf8(place.within(memory)).unwrap_or_default(),
+            Self::Own(name) => name,
+        }
+    }
+}
+
+impl Content {
+    fn lend<'a>(&'a self, memory: &'a [u8]) -> Option<&'a [u8]> {
+        match self {
+            Self::None => None,
+            Self::Within(place) => Some(place.within(memory)),
+            Self::Own(value) => Some(value.as_bytes()),
+        }
+    }
+}
+
+/// By what they say, wherever it lies.
+impl PartialEq for Headers {
+    fn eq(&self, other: &Self) -> bool {
+        self.iter().eq(other.iter())
+    }
+}
+impl Eq for Headers {}
+
+impl std::fmt::Debug for Headers {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let shown = |header: Header<'_>| (header.name.to_owned(), header.value.map(Bytes::copy_from_slice));
+        f.debug_list().entries(self.iter().map(shown)).finish()
     }
 }
 
@@ -271,7 +356,7 @@ mod tests {
         headers.append(HOP, Some("1".into()));
         headers.append("foreign", None);
         headers.set(HOP, "2");
-        let names: Vec<_> = headers.iter().map(Header::name).collect();
+        let names: Vec<_> = headers.iter().map(|header| header.name()).collect();
         assert_eq!(names, ["foreign", "foreign", HOP]);
         assert_eq!(headers.get_i64(HOP), Some(2));
         assert_eq!(headers.get("foreign"), None);

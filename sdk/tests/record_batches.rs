@@ -159,8 +159,13 @@ async fn a_piped_record_keeps_value_key_and_foreign_headers() {
     ran(&bed, &clerks(), vec![record.clone()]).await;
     let piped = bed.await_records("out", 1).await.remove(0);
     assert_eq!((&piped.record.key, &piped.record.value), (&record.key, &record.value));
-    let foreign =
-        |headers: &Headers| -> Vec<_> { headers.iter().filter(|header| header.name().len() == 1).cloned().collect() };
+    let foreign = |headers: &Headers| -> Vec<_> {
+        headers
+            .iter()
+            .filter(|header| header.name().len() == 1)
+            .map(|header| (header.name().to_owned(), header.value().map(<[u8]>::to_vec)))
+            .collect()
+    };
     assert_eq!(foreign(&piped.record.headers), foreign(&record.headers));
     let names: Vec<_> = piped.record.headers.iter().map(|header| header.name().to_owned()).collect();
     for name in names.iter().filter(|name| name.len() > 1) {

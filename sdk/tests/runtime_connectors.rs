@@ -196,7 +196,7 @@ async fn records_are_piped_on_as_they_are() {
             assert_eq!(read.record.value.as_deref(), Some(format!("{source}/{n}").as_bytes()), "in order");
             assert_eq!(read.source.partition, partition::for_source(source, 7));
             assert_eq!(read.record.key, None);
-            assert_eq!(read.record.headers.get("foreign"), Some(&Bytes::from_static(&[0xff])));
+            assert_eq!(read.record.headers.get("foreign"), Some([0xff].as_slice()));
             assert_eq!(read.header(headers::SOURCE_PARTITION), Some(source.to_string().as_str()));
             assert_eq!(read.header(headers::HOP), Some("1"));
         }

@@ -56,7 +56,7 @@ impl Extractor for Reader<'_> {
     }
 
     fn keys(&self) -> Vec<&str> {
-        self.0.iter().map(pipedoc_model::headers::Header::name).collect()
+        self.0.iter().map(|header| header.name()).collect()
     }
 }
 

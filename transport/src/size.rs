@@ -20,7 +20,7 @@ pub fn of_record(key: Option<&[u8]>, value: Option<&[u8]>, headers: &Headers) ->
     // Attributes take a byte; the deltas of timestamp and offset are 0.
     let mut body = 1 + varint(0) + varint(0) + field(key) + field(value) + varint(headers.len() as i64);
     for header in headers.iter() {
-        body += field(Some(header.name().as_bytes())) + field(header.value().map(AsRef::as_ref));
+        body += field(Some(header.name().as_bytes())) + field(header.value());
     }
     BATCH_OVERHEAD + varint(body as i64) + body
 }

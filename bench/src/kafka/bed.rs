@@ -136,7 +136,7 @@ impl Bed for Embedded {
                 for record in &batch.records {
                     let number = records.number(
                         record.key.as_deref(),
-                        record.headers.get(pipedoc_model::headers::VERSION).map(AsRef::as_ref),
+                        record.headers.get(pipedoc_model::headers::VERSION),
                     );
                     tally.take(number, record.timestamp, batch.source.partition, record.offset)?;
                 }

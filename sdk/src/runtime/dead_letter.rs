@@ -47,7 +47,7 @@ pub(crate) async fn of_record(
     reason: &Reason,
 ) -> Result<OutgoingRecord> {
     let mut base = record.headers.clone();
-    hop::set_source(&mut base, record, source, &shop.plan.group);
+    hop::set_source(&mut base, record, &hop::Source::new(source, &shop.plan.group));
     of_parts(shop, record.key.clone(), record.value.clone(), base, reason).await
 }
 
@@ -102,10 +102,10 @@ async fn of_parts(
 }
 
 fn explain(target: &mut Headers, reason: &Reason, step: &str, bytes: usize) {
-    target.set(headers::SOURCE_ATTEMPTS, reason.attempts.to_string());
+    target.set(headers::SOURCE_ATTEMPTS, i64::from(reason.attempts));
     target.set(headers::ERROR_TYPE, reason.kind);
     target.set(headers::ERROR_MESSAGE, cut(&reason.message, bytes));
-    target.set(headers::ERROR_STEP, step.to_owned());
+    target.set(headers::ERROR_STEP, step);
     target.set(headers::FAILED_AT, headers::format_time(reason.failed_at));
 }
 

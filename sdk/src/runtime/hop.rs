@@ -2,8 +2,7 @@
 //!
 //! Sets ours, leaves all others as they are and where they are.
 
-use bytes::Bytes;
-use pipedoc_model::headers::{self, Headers};
+use pipedoc_model::headers::{self, Headers, Value};
 use pipedoc_transport::log::{Record, TopicPartition};
 
 /// How many headers of ours a step may add.
@@ -36,15 +35,57 @@ pub(crate) fn hops(record: &Record) -> i64 {
     record.headers.get_i64(headers::HOP).unwrap_or(0)
 }
 
-/// Headers of what a step sends on for a record.
-pub(crate) fn next(record: &Record, source: &TopicPartition, group: &str) -> Headers {
+/// Where records come from, in the form in which headers say so.
+#[derive(Debug, Clone)]
+pub(crate) struct Source {
+    topic: Value,
+    partition: Value,
+    group: Value,
+}
+
+impl Source {
+    pub(crate) fn new(place: &TopicPartition, group: &str) -> Self {
+        Self { topic: place.topic.as_str().into(), partition: i64::from(place.partition).into(), group: group.into() }
+    }
+
+    /// Says that a record was piped from here; earlier ones of these headers must
+    /// have been removed.
+    fn append(&self, target: &mut Headers, offset: i64) {
+        target.append_ours(headers::SOURCE_TOPIC, self.topic.clone());
+        target.append_ours(headers::SOURCE_PARTITION, self.partition.clone());
+        target.append_ours(headers::SOURCE_OFFSET, offset);
+        target.append_ours(headers::SOURCE_CONSUMER_GROUP, self.group.clone());
+    }
+}
+
+/// Headers of what a step sends on for a record: foreign ones as they are and in
+/// order, then ours.
+pub(crate) fn next(record: &Record, source: &Source) -> Headers {
     let mut next = record.headers.copy_with_room(OURS);
-    set_source(&mut next, record, source, group);
-    next.set(headers::HOP, hops(record).saturating_add(1).to_string());
-    if next.get_str(headers::STREAM_ID).is_none() {
+    let (mut hop, mut stream, mut event_time) = (0, false, false);
+    next.retain(|header| {
+        match header.name() {
+            headers::SOURCE_TOPIC
+            | headers::SOURCE_PARTITION
+            | headers::SOURCE_OFFSET
+            | headers::SOURCE_CONSUMER_GROUP => return false,
+            headers::HOP => {
+                // The last one counts, even where it cannot be read.
+                hop = header.text().and_then(|text| text.parse().ok()).unwrap_or(0);
+                return false;
+            }
+            headers::STREAM_ID => stream = header.value().is_some(),
+            headers::EVENT_TIME => event_time = header.value().is_some(),
+            _ => {}
+        }
+        true
+    });
+    source.append(&mut next, record.offset);
+    next.append_ours(headers::HOP, i64::saturating_add(hop, 1));
+    if !stream {
         next.set(headers::STREAM_ID, new_stream());
     }
-    if next.get_str(headers::EVENT_TIME).and_then(headers::parse_time).is_none() {
+    if !event_time {
         next.set(headers::EVENT_TIME, headers::format_time(record.timestamp));
     }
     next
@@ -60,20 +101,22 @@ pub(crate) fn first(now: i64) -> Headers {
 }
 
 /// Says where a record was piped from.
-pub(crate) fn set_source(target: &mut Headers, record: &Record, source: &TopicPartition, group: &str) {
-    target.set(headers::SOURCE_TOPIC, source.topic.as_str().to_owned());
-    target.set(headers::SOURCE_PARTITION, source.partition.to_string());
-    target.set(headers::SOURCE_OFFSET, record.offset.to_string());
-    target.set(headers::SOURCE_CONSUMER_GROUP, group.to_owned());
+pub(crate) fn set_source(target: &mut Headers, record: &Record, source: &Source) {
+    for name in
+        [headers::SOURCE_TOPIC, headers::SOURCE_PARTITION, headers::SOURCE_OFFSET, headers::SOURCE_CONSUMER_GROUP]
+    {
+        target.remove(name);
+    }
+    source.append(target, record.offset);
 }
 
 /// Says whose record it is. A version of 0 is unknown and leaves no header.
 pub(crate) fn set_identity(target: &mut Headers, id: &str, version: i64) {
-    target.set(headers::DOCUMENT_ID, Bytes::copy_from_slice(id.as_bytes()));
+    target.set(headers::DOCUMENT_ID, id);
     if version == 0 {
         target.remove(headers::VERSION);
     } else {
-        target.set(headers::VERSION, version.to_string());
+        target.set(headers::VERSION, version);
     }
 }
 
@@ -89,6 +132,7 @@ pub(crate) fn new_stream() -> String {
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
     use pipedoc_model::names::Topic;
 
     use super::*;
@@ -103,9 +147,9 @@ mod tests {
         headers.append("b", Some("again".into()));
         let record = Record { offset: 42, timestamp: 0, key: None, value: None, headers };
         let source = TopicPartition::new(Topic::new("local.p.s").unwrap(), 3);
-        let next = next(&record, &source, "local.p.s");
-        let foreign: Vec<_> = next.iter().filter(|header| header.name().len() == 1).cloned().collect();
-        let before: Vec<_> = record.headers.iter().filter(|header| header.name().len() == 1).cloned().collect();
+        let next = next(&record, &Source::new(&source, "local.p.s"));
+        let foreign: Vec<_> = next.iter().filter(|header| header.name().len() == 1).collect();
+        let before: Vec<_> = record.headers.iter().filter(|header| header.name().len() == 1).collect();
         assert_eq!(foreign, before);
         assert_eq!(next.get_str(headers::SOURCE_TOPIC), Some("local.p.s"));
         assert_eq!(next.get_i64(headers::SOURCE_PARTITION), Some(3));

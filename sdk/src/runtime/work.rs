@@ -354,7 +354,7 @@ impl Workshop {
 
     /// Makes records of what the module gave.
     async fn finish(&self, job: &Job, origin: &Origin, output: Output, span: &Span) -> Result<Made, Fault> {
-        let mut base = hop::next(&job.record, &job.source, &self.plan.group);
+        let mut base = hop::next(&job.record, &hop::Source::new(&job.source, &self.plan.group));
         write_trace(span, &mut base);
         let mut made = Made { records: Vec::new(), partial: output.partial, unable: Vec::new() };
         let key = job.record.key.as_deref();

@@ -45,7 +45,7 @@ const OVERHEAD: usize = 64;
 /// Bytes of memory that a record takes, about.
 pub(crate) fn weight(record: &OutgoingRecord) -> usize {
     let headers: usize =
-        record.headers.iter().map(|header| header.name().len() + header.value().map_or(0, |value| value.len())).sum();
+        record.headers.iter().map(|header| header.name().len() + header.value().map_or(0, <[u8]>::len)).sum();
     OVERHEAD + record.key.as_ref().map_or(0, |key| key.len()) + record.value.as_ref().map_or(0, |v| v.len()) + headers
 }
 

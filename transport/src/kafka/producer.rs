@@ -248,7 +248,7 @@ fn outgoing<'a>(record: &'a OutgoingRecord, ticket: Ticket) -> BaseRecord<'a, [u
     let headers = (!record.headers.is_empty()).then(|| {
         let empty = OwnedHeaders::new_with_capacity(record.headers.len());
         record.headers.iter().fold(empty, |headers, header| {
-            headers.insert(Header { key: header.name(), value: header.value().map(AsRef::<[u8]>::as_ref) })
+            headers.insert(Header { key: header.name(), value: header.value() })
         })
     });
     BaseRecord {

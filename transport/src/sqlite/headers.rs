@@ -1,6 +1,8 @@
 //! Headers as one blob: for each, the length of its name, the name, the length
 //! of its value plus one (0: no value), the value. Lengths are LEB128.
 
+use std::ops::Range;
+
 use bytes::Bytes;
 use pipedoc_model::headers::Headers;
 
@@ -21,19 +23,32 @@ pub(super) fn encode(headers: &Headers, blob: &mut Vec<u8>) {
 
 /// The headers of a blob, sharing its memory. A damaged blob gives the headers
 /// before the damage.
-pub(super) fn decode(mut blob: Bytes) -> Headers {
-    let mut headers = Headers::with_capacity(8);
-    while !blob.is_empty() {
-        let Some(name) = take_length(&mut blob).filter(|length| *length <= blob.len()) else { break };
-        let name = blob.split_to(name);
-        let value = match take_length(&mut blob) {
-            Some(0) => None,
-            Some(length) if length - 1 <= blob.len() => Some(blob.split_to(length - 1)),
-            _ => break,
-        };
-        headers.append_shared(name, value);
+pub(super) fn decode(blob: Bytes) -> Headers {
+    let mut headers = Headers::within(blob.clone(), 8);
+    let mut at = 0;
+    while let Some((name, value)) = next(&blob, &mut at) {
+        headers.append_within(&name, value.as_ref());
     }
     headers
+}
+
+/// Places of the next header's name and value.
+fn next(blob: &[u8], at: &mut usize) -> Option<(Range<usize>, Option<Range<usize>>)> {
+    let length = take_length(blob, at)?;
+    let name = take(blob, at, length)?;
+    let value = match take_length(blob, at)? {
+        0 => None,
+        length => Some(take(blob, at, length - 1)?),
+    };
+    Some((name, value))
+}
+
+/// The next `length` bytes, if there are so many.
+fn take(blob: &[u8], at: &mut usize, length: usize) -> Option<Range<usize>> {
+    let end = at.checked_add(length).filter(|end| *end <= blob.len())?;
+    let found = *at..end;
+    *at = end;
+    Some(found)
 }
 
 fn length(blob: &mut Vec<u8>, mut number: usize) {
@@ -44,12 +59,12 @@ fn length(blob: &mut Vec<u8>, mut number: usize) {
     blob.push(number as u8);
 }
 
-fn take_length(blob: &mut Bytes) -> Option<usize> {
+fn take_length(blob: &[u8], at: &mut usize) -> Option<usize> {
     let mut number = 0_usize;
-    for (index, byte) in blob.iter().copied().enumerate().take(9) {
+    for (index, byte) in blob.get(*at..)?.iter().copied().enumerate().take(9) {
         number |= usize::from(byte & 0x7f) << (7 * index);
         if byte & 0x80 == 0 {
-            let _ = blob.split_to(index + 1);
+            *at += index + 1;
             return Some(number);
         }
     }

@@ -452,9 +452,9 @@ impl Pump {
 
 /// Bytes that a record holds.
 fn bytes_of(record: &Record) -> usize {
-    let length = |bytes: Option<&bytes::Bytes>| bytes.map_or(0, |bytes| bytes.len());
+    let length = |bytes: Option<&[u8]>| bytes.map_or(0, <[u8]>::len);
     let headers: usize = record.headers.iter().map(|header| header.name().len() + length(header.value())).sum();
-    length(record.key.as_ref()) + length(record.value.as_ref()) + headers
+    length(record.key.as_deref()) + length(record.value.as_deref()) + headers
 }
 
 async fn poll_option<T>(future: &mut Option<BoxFuture<'static, T>>) -> T {

@@ -4,10 +4,9 @@
 //! Knows headers and the producer; knows nothing of attempts before or after.
 
 use std::collections::HashMap;
-use std::fmt::Write as _;
 use std::sync::Arc;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use parking_lot::Mutex;
 use pipedoc_model::headers::{self, Headers};
 use pipedoc_model::names::Topic;
@@ -25,23 +24,17 @@ use crate::module::Step;
 use crate::record::{Ledger, Message, Report, Settled, of_log};
 use crate::runtime::hop;
 
-/// Where records come from, in the form in which headers say so.
+/// Where records come from.
 #[derive(Debug)]
 pub(super) struct Source {
     pub(super) place: Arc<TopicPartition>,
-    topic: Bytes,
-    partition: Bytes,
-    group: Bytes,
+    /// As headers say it.
+    named: hop::Source,
 }
 
 impl Source {
     pub(super) fn new(place: Arc<TopicPartition>, group: &str) -> Self {
-        Self {
-            topic: Bytes::copy_from_slice(place.topic.as_str().as_bytes()),
-            partition: Bytes::from(place.partition.to_string()),
-            group: Bytes::copy_from_slice(group.as_bytes()),
-            place,
-        }
+        Self { named: hop::Source::new(&place, group), place }
     }
 }
 
@@ -227,14 +220,13 @@ impl Pipe {
             Err(error) => return self.refuse(error),
         };
         let keyless = partition::for_source(self.source().partition, partitions);
-        let mut hops = Hops::default();
         let mut outgoing = Vec::with_capacity(records.size_hint().0);
         let mut origins = Vec::with_capacity(records.size_hint().0);
         for record in records {
             let mut message = Message {
                 key: record.key.clone(),
                 value: record.value.clone(),
-                headers: self.headers(record, &mut hops),
+                headers: self.headers(record),
                 partition: None,
                 timestamp: None,
             };
@@ -297,48 +289,17 @@ impl Pipe {
         report
     }
 
-    /// Headers of what is piped for a record: foreign ones as they are and in order,
-    /// then ours.
-    fn headers(&self, record: &Record, hops: &mut Hops) -> Headers {
-        let mut next = Headers::with_capacity(record.headers.len() + 7);
-        let (mut hop, mut stream, mut event_time, mut identity) = (0, false, false, false);
-        for header in record.headers.iter() {
-            match header.name() {
-                headers::SOURCE_TOPIC
-                | headers::SOURCE_PARTITION
-                | headers::SOURCE_OFFSET
-                | headers::SOURCE_CONSUMER_GROUP => continue,
-                headers::HOP => {
-                    let value = header.value().and_then(|value| std::str::from_utf8(value).ok());
-                    // The last one counts, even where it cannot be read.
-                    hop = value.and_then(|value| value.parse::<i64>().ok()).unwrap_or(0);
-                    continue;
-                }
-                headers::STREAM_ID => stream = true,
-                headers::EVENT_TIME => event_time = true,
-                headers::DOCUMENT_ID => identity = true,
-                _ => {}
-            }
-            next.push(header.clone());
-        }
-        let source = &self.trial.source;
-        next.append_ours(headers::SOURCE_TOPIC, source.topic.clone());
-        next.append_ours(headers::SOURCE_PARTITION, source.partition.clone());
-        next.append_ours(headers::SOURCE_OFFSET, hops.number(record.offset));
-        next.append_ours(headers::SOURCE_CONSUMER_GROUP, source.group.clone());
-        next.append_ours(headers::HOP, hops.hop(hop.saturating_add(1)));
-        if !stream {
-            next.append_ours(headers::STREAM_ID, Bytes::from(hop::new_stream()));
-        }
-        if !event_time {
-            next.append_ours(headers::EVENT_TIME, Bytes::from(headers::format_time(record.timestamp)));
-        }
-        if !identity && let Some(key) = record.key.as_ref().filter(|key| is_text(key)) {
+    /// Headers of what is piped for a record.
+    fn headers(&self, record: &Record) -> Headers {
+        let mut next = hop::next(record, &self.trial.source.named);
+        if !next.contains(headers::DOCUMENT_ID)
+            && let Some(key) = record.key.as_ref().filter(|key| is_text(key))
+        {
             next.append_ours(headers::DOCUMENT_ID, key.clone());
         }
         if self.trial.traced {
             // Each record has a trace of its own, so each hop a span of its own.
-            let span = tracing::debug_span!("pipe", source = %source.place, offset = record.offset);
+            let span = tracing::debug_span!("pipe", source = %self.source(), offset = record.offset);
             continue_trace(&span, &record.headers);
             write_trace(&span, &mut next);
         }
@@ -348,55 +309,4 @@ impl Pipe {
 
 fn is_text(key: &Bytes) -> bool {
     !key.is_empty() && std::str::from_utf8(key).is_ok()
-}
-
-/// Numbers as text, many in one piece of memory.
-#[derive(Debug, Default)]
-struct Hops {
-    memory: BytesMut,
-    /// The last hop written: nearly always that of the next record as well.
-    last: Option<(i64, Bytes)>,
-}
-
-/// Numbers are written into pieces of so many bytes.
-const PIECE: usize = 4096;
-/// The longest number: 19 digits and a sign.
-const LONGEST: usize = 20;
-
-impl Hops {
-    fn number(&mut self, number: i64) -> Bytes {
-        if self.memory.capacity() < LONGEST {
-            self.memory = BytesMut::with_capacity(PIECE);
-        }
-        // Writing into memory does not fail.
-        let _ = write!(self.memory, "{number}");
-        self.memory.split().freeze()
-    }
-
-    fn hop(&mut self, hop: i64) -> Bytes {
-        if let Some((last, text)) = &self.last
-            && *last == hop
-        {
-            return text.clone();
-        }
-        let text = self.number(hop);
-        self.last = Some((hop, text.clone()));
-        text
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn numbers_share_memory_and_stay_what_they_were() {
-        let mut hops = Hops::default();
-        let numbers: Vec<i64> = (0..2000).map(|n| n * 7_919 - 1000).chain([i64::MIN, i64::MAX]).collect();
-        let texts: Vec<Bytes> = numbers.iter().map(|number| hops.number(*number)).collect();
-        for (number, text) in numbers.iter().zip(texts) {
-            assert_eq!(text, number.to_string().as_bytes());
-        }
-        assert_eq!((hops.hop(2), hops.hop(2), hops.hop(3)), ("2".into(), "2".into(), "3".into()));
-    }
 }

@@ -423,7 +423,7 @@ pub(super) fn bytes_of(records: &[Record]) -> usize {
     const HEADER: usize = 64;
     let length = |bytes: &Option<bytes::Bytes>| bytes.as_ref().map_or(0, bytes::Bytes::len);
     let of_headers = |record: &Record| {
-        record.headers.iter().map(|header| HEADER + header.value().map_or(0, bytes::Bytes::len)).sum::<usize>()
+        record.headers.iter().map(|header| HEADER + header.value().map_or(0, <[u8]>::len)).sum::<usize>()
     };
     records.iter().map(|record| length(&record.key) + length(&record.value) + of_headers(record)).sum()
 }

@@ -95,10 +95,9 @@ impl Collector {
         let memory = self.memory.split().freeze();
         let slice = |range: &Range<usize>| memory.slice(range.clone());
         let record = |sketch: Sketch| {
-            let mut headers = Headers::with_capacity(sketch.headers.len());
+            let mut headers = Headers::within(memory.clone(), sketch.headers.len());
             for (name, value) in self.headers.get(sketch.headers).unwrap_or_default() {
-                let text = memory.get(name.clone()).unwrap_or_default();
-                headers.append_named(text, || slice(name), value.as_ref().map(slice));
+                headers.append_within(name, value.as_ref());
             }
             let (key, value) = (sketch.key.as_ref().map(slice), sketch.value.as_ref().map(slice));
             Record { offset: sketch.offset, timestamp: sketch.timestamp, key, value, headers }

@@ -77,7 +77,7 @@ fn other_names_of_a_setting_are_the_ones_of_the_table() {
 #[test]
 fn every_setting_in_the_manual_of_the_linked_librdkafka_is_in_the_table() {
     let cargo = Command::new(env!("CARGO"))
-        .args(["metadata", "--format-version", "1", "--offline", "--manifest-path"])
+        .args(["metadata", "--format-version", "1", "--locked", "--manifest-path"])
         .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml"))
         .output()
         .unwrap();
