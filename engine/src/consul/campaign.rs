@@ -49,7 +49,7 @@ impl Campaign {
         stop.run_until_cancelled(self.keep_trying(&mut session)).await;
         self.leadership.send_replace(Leadership::Follows(None));
         if let Some(id) = session {
-            let given_back = tokio::time::timeout(MARGIN, self.client.destroy_session(&id)).await;
+            let given_back = tokio::time::timeout(MARGIN, self.give_back(&id)).await;
             if !matches!(given_back, Ok(Ok(()))) {
                 tracing::debug!("the session could not be given back; it ends by itself");
             }
@@ -85,13 +85,17 @@ impl Campaign {
 
     /// Waits for the key to be free, holds it as long as it can, and follows again.
     async fn term(&self, session: &mut Option<String>) -> store::Result<()> {
+        if let Some(left) = session.as_deref() {
+            // One that could not be given back keeps the key from all, us included.
+            self.give_back(left).await.map_err(|failure| super::writing(failure, &self.key))?;
+            *session = None;
+        }
         self.follow_until_free().await.map_err(|failure| super::reading(failure, &self.key))?;
         let made = Instant::now();
         let id = self.client.create_session(&self.candidate.name, TTL, LOCK_DELAY).await;
         let id = id.map_err(|failure| failure.into_store("making", "a session", SESSION_RIGHT))?;
         let held = session.insert(id).clone();
         let outcome = self.take_and_hold(&held, made).await.map_err(|failure| super::writing(failure, &self.key));
-        *session = None;
         self.leadership.send_if_modified(|known| {
             let led = matches!(known, Leadership::Leads(_));
             if led {
@@ -99,9 +103,19 @@ impl Campaign {
             }
             led
         });
-        // It is of no more use, whatever became of it; at worst it ends by itself.
-        let _ = self.client.destroy_session(&held).await;
+        // It is of no more use, whatever became of it.
+        if self.give_back(&held).await.is_ok() {
+            *session = None;
+        }
         outcome
+    }
+
+    /// Lets the key go, so that it is free at once, and ends the session, which alone
+    /// would keep the key from others for [`LOCK_DELAY`]. Writes that are still on
+    /// their way are refused: the session no longer holds the key.
+    async fn give_back(&self, session: &str) -> Result<(), Failure> {
+        self.client.release(&self.key, self.candidate.address.as_bytes(), session).await?;
+        self.client.destroy_session(session).await
     }
 
     async fn follow_until_free(&self) -> Result<(), Failure> {

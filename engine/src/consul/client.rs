@@ -22,8 +22,9 @@ use super::outage::Outage;
 use super::settings::{ConsulSettings, Token};
 use crate::store;
 
-/// How long a blocking query waits for news.
-pub(super) const WAIT: Duration = Duration::from_secs(300);
+/// How long a blocking query waits for news. Short, because a connection that died
+/// unnoticed makes us deaf for so long; a few more requests a minute are little.
+pub(super) const WAIT: Duration = Duration::from_secs(10);
 
 /// Talks to one agent.
 pub(super) struct Client {
@@ -105,6 +106,12 @@ impl Client {
         Ok(self.run(built(request)?, None).await?.value)
     }
 
+    /// Lets a lock of a session go; whether it held it.
+    pub(super) async fn release(&self, key: &str, value: &[u8], session: &str) -> Result<bool, Failure> {
+        let request = SetKeyRequest::builder().key(key).value(value).release(session).build();
+        Ok(self.run(built(request)?, None).await?.value)
+    }
+
     /// Removes a value. Missing is no error.
     pub(super) async fn delete(&self, key: &str) -> Result<(), Failure> {
         let request = built(DeleteKeyRequest::builder().key(key).build())?;
@@ -145,7 +152,7 @@ impl Client {
         }
     }
 
-    /// Ends a session; its locks are free at once.
+    /// Ends a session; its locks are free after its lock delay.
     pub(super) async fn destroy_session(&self, id: &str) -> Result<(), Failure> {
         let request = built(session::requests::DeleteSessionRequest::builder().uuid(id).build())?;
         // The answer is `true`, which consulrs takes for nothing.

@@ -65,6 +65,10 @@ where
                 }
             }
             Err(failure) => {
+                if asking.failures == 0 {
+                    // Whoever looks now learns that it is away, and looks until it is back.
+                    changes.send_modify(|count| *count = count.wrapping_add(1));
+                }
                 let pause = asking.failed();
                 tracing::debug!(%failure, ?pause, "Consul is asked again after a pause");
                 tokio::time::sleep(pause).await;
