@@ -130,6 +130,27 @@ async fn ends_come_again_after_a_seek_and_after_new_records() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn several_may_make_the_same_topics_at_once() {
+    let Some(kafka) = kafka::shared("several_may_make_the_same_topics_at_once") else { return };
+    let mut logs = Vec::new();
+    for _ in 0..4 {
+        logs.push(log(kafka).await);
+    }
+    for _ in 0..20 {
+        let topic = Topic::new(&format!("same-{}", uuid::Uuid::new_v4())).unwrap();
+        let spec = TopicSpec { topic, partitions: 3, replication: None, settings: TopicSettings::default() };
+        let mut making = tokio::task::JoinSet::new();
+        for log in &logs {
+            let (log, spec) = (log.clone(), spec.clone());
+            making.spawn(async move { log.ensure_topic(&spec).await });
+        }
+        while let Some(made) = making.join_next().await {
+            assert_eq!(made.unwrap().unwrap().partitions, 3);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn settings_are_changed_without_resetting_the_others() {
     let Some(kafka) = kafka::shared("settings_are_changed_without_resetting_the_others") else { return };
     let log = log(kafka).await;

@@ -212,9 +212,13 @@ impl Topics {
             return Err(Error::Misuse { operation: "making a topic", reason: "it needs at least one partition" });
         }
         self.forget(&spec.topic);
-        if self.partitions(&spec.topic).await?.is_none() && self.create(spec).await? {
-            self.wait_for_leaders(&spec.topic, spec.partitions).await?;
-        } else {
+        let is_new = self.partitions(&spec.topic).await?.is_none();
+        let made = is_new && self.create(spec).await?;
+        if is_new {
+            // Also when somebody else was faster: it is shown only a moment after it was made.
+            self.wait_for_leaders(&spec.topic, if made { spec.partitions } else { 1 }).await?;
+        }
+        if !made {
             self.grow(spec).await?;
             self.change(&spec.topic, &spec.settings).await?;
         }
@@ -361,8 +365,10 @@ impl Topics {
         let attempt = self.attempt("adding partitions").needs("Alter");
         let grown = NewPartitions::new(spec.topic.as_str(), spec.partitions as usize);
         let results = self.admin.create_partitions([&grown], &self.options()).await;
-        if let Some(Err((_, code))) = results.map_err(|error| attempt.failed(error))?.pop() {
-            return Err(attempt.refused_on(&spec.topic, code));
+        match results.map_err(|error| attempt.failed(error))?.pop() {
+            // Somebody else has added them meanwhile.
+            Some(Err((_, Code::InvalidPartitions))) | Some(Ok(_)) | None => {}
+            Some(Err((_, code))) => return Err(attempt.refused_on(&spec.topic, code)),
         }
         self.wait_for_leaders(&spec.topic, spec.partitions).await
     }
