@@ -82,7 +82,7 @@ pub(crate) enum NotApplied {
     Conflict {
         pipeline: PipelineName,
         expected: u64,
-        current: Option<(u64, Revision)>,
+        current: Option<Box<(u64, Revision)>>,
     },
     /// There is no such pipeline; those there are.
     Unknown(Vec<PipelineName>),
@@ -139,6 +139,7 @@ impl Editor {
                 self.check_backlog(known, Some(&parsed.config), ABANDON).await.map_err(NotApplied::Refused)?;
             }
             parsed.warnings.extend(self.growth(&parsed.config, file).await);
+            parsed.warnings.extend(self.loss(head));
             if *dry_run {
                 let revision = known.map_or(0, |(number, _)| number);
                 return Ok(Applied { pipeline: name, revision, generation, warnings: parsed.warnings });
@@ -213,6 +214,11 @@ impl Editor {
         if problems.is_empty() { Ok(()) } else { Err(Problems(problems)) }
     }
 
+    /// The highest generation that was ever heard of here.
+    pub(crate) fn highest(&self) -> Generation {
+        self.reported().max(self.catalog.highest_generation())
+    }
+
     /// The next head after `current`: the same with a greater generation.
     async fn next(&self, current: Option<&CurrentHead>) -> store::Result<Head> {
         let mut next = match current {
@@ -229,8 +235,7 @@ impl Editor {
                 Head { born: uuid::Uuid::new_v4().to_string(), modules, ..Head::default() }
             }
         };
-        let highest = self.reported().max(self.catalog.highest_generation());
-        next.generation = Generation(next.generation.max(highest).0 + 1);
+        next.generation = Generation(next.generation.max(self.highest()).0 + 1);
         Ok(next)
     }
 
@@ -248,6 +253,18 @@ impl Editor {
         if let Err(error) = self.catalog.forget_old_revisions(name, current).await {
             tracing::debug!(pipeline = %name, %error, "old revisions are not removed yet");
         }
+    }
+
+    /// A warning to who makes the first head of a store that has lost its data.
+    fn loss(&self, head: Option<&Head>) -> Option<Problem> {
+        if head.is_some() || self.highest() == Generation(0) {
+            return None;
+        }
+        let message = format!(
+            "{} has lost its data: what else still runs stops now, until it is there again",
+            self.catalog.store().describe()
+        );
+        Some(Problem { message, ..Problem::default() })
     }
 
     /// A warning for each topic that gets more partitions: keys move then.
@@ -276,7 +293,8 @@ fn check_expected(
     let found = current.map_or(0, |(number, _)| *number);
     match expected {
         Some(expected) if expected != found => {
-            Err(NotApplied::Conflict { pipeline: pipeline.clone(), expected, current: current.cloned() })
+            let current = current.cloned().map(Box::new);
+            Err(NotApplied::Conflict { pipeline: pipeline.clone(), expected, current })
         }
         _ => Ok(()),
     }

@@ -195,7 +195,7 @@ impl Reconciler {
         let soon = Instant::now() + pause;
         let mut outcome = Outcome { problems: Vec::new(), again: again.map_or(soon, |again| again.min(soon)) };
         let Some(current) = &snapshot.current else {
-            let remembered = self.editor.reported().max(self.catalog.highest_generation());
+            let remembered = self.editor.highest();
             if remembered > Generation(0) {
                 let message = format!(
                     "{} has no head, though there was generation {remembered}: its data are lost; what runs goes on; restore them, or apply the pipelines again",

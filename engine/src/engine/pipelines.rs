@@ -224,11 +224,12 @@ fn refusal(not: NotApplied, pipeline: &str) -> Result<Refusal, Error> {
             Ok(Refusal { errors: problems.0.into_iter().map(status::problem).collect(), conflict: None })
         }
         NotApplied::Conflict { pipeline, expected, current } => {
-            let found = current.as_ref().map_or_else(|| "there is none".to_owned(), |(n, _)| format!("{n} is current"));
+            let found =
+                current.as_ref().map_or_else(|| "there is none".to_owned(), |found| format!("{} is current", found.0));
             let wanted = if expected == 0 { "no revision".to_owned() } else { format!("revision {expected}") };
             let message =
                 format!("{wanted} of pipeline {pipeline} was expected, but {found}; look at it, then apply again");
-            let current = current.map(|(number, revision)| summary(number, &revision, number));
+            let current = current.map(|found| summary(found.0, &found.1, found.0));
             Ok(Refusal {
                 errors: vec![v1::Problem { message, ..v1::Problem::default() }],
                 conflict: Some(v1::Conflict { expected, current }),

@@ -83,6 +83,7 @@ async fn after_a_loss_attached_modules_are_known_and_only_what_is_put_there_runs
     let answer = engine.apply(&SHELF.replace("partitions: 3", "partitions: 5")).await;
     let unseen = answer.warnings.iter().filter(|warning| warning.message.contains("module"));
     assert!(answer.accepted && unseen.count() == 0, "{:?}", answer.warnings);
+    assert!(answer.warnings.iter().any(|warning| warning.message.contains("has lost its data")), "it is told");
     assert!(answer.generation > ran.generation, "instances take what comes now");
     // Numbers began anew, and the text of now is the one that runs.
     assert!(engine.get("shelf").await.unwrap().text.contains("partitions: 5"));
