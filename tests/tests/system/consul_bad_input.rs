@@ -198,8 +198,8 @@ fn of_two_who_apply_at_once_one_is_told_what_the_other_changed() {
     let _engines = (one.engine(consul, None), other.engine(consul, None));
     assert!(one.apply(SHELF, &["--by", "first"]).status.success());
     let texts = [4, 5].map(|n| SHELF.replace("partitions: 3", &format!("partitions: {n}")));
+    let apply = |by: &'static str| ["--expect", "1", "--by", by];
     let outputs = std::thread::scope(|scope| {
-        let apply = |place: &'static str| ["--expect", "1", "--by", place];
         let a = scope.spawn(|| one.apply(&texts[0], &apply("ann")));
         let b = scope.spawn(|| other.apply(&texts[1], &apply("bob")));
         [a.join().unwrap(), b.join().unwrap()]
