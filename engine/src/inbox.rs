@@ -29,6 +29,10 @@ use crate::store::InboxEntry;
 /// replacing it.
 pub(crate) const GONE_AFTER: Duration = Duration::from_secs(5);
 
+/// After a loss, what is put into the inbox is taken when it was still for so long:
+/// pipelines come back one by one, and all that are not there are stopped.
+pub(crate) const STILL_FOR: Duration = Duration::from_secs(3);
+
 /// What is to be done about the inbox.
 #[derive(Debug, Default)]
 pub(crate) struct Review {
@@ -50,18 +54,21 @@ pub(crate) struct Review {
     pub(crate) look_again: Option<Instant>,
 }
 
-/// Remembers since when entries are gone.
+/// Remembers since when entries are gone, and since when a lost store's inbox is as it is.
 #[derive(Debug, Default)]
 pub(crate) struct Reviewer {
     gone: BTreeMap<String, Instant>,
+    still: Option<(String, Instant)>,
 }
 
 impl Reviewer {
     /// Looks at the inbox. `variables` are the values for variables of pipelines
-    /// that have no revision yet, `now` is the time of `applied_at`.
+    /// that have no revision yet, `now` is the time that new revisions get. `lost` says
+    /// that there was a head which is gone.
     pub(crate) fn review(
         &mut self,
         snapshot: &Snapshot,
+        lost: bool,
         inbox_name: impl Fn(&str) -> String,
         variables: &BTreeMap<String, String>,
         now: i64,
@@ -89,7 +96,25 @@ impl Reviewer {
         self.review_gone(entries, snapshot, &owners, &mut review);
         review_missing(entries, snapshot, &owners, inbox_name, &mut review);
         review.removals.retain(|pipeline| !owners.contains_key(pipeline));
+        if lost && !review.takes.is_empty() {
+            self.wait_until_still(entries, &mut review);
+        } else {
+            self.still = None;
+        }
         review
+    }
+
+    /// Takes nothing until nothing was put there for a while.
+    fn wait_until_still(&mut self, entries: &[InboxEntry], review: &mut Review) {
+        let texts: String = entries.iter().map(|entry| format!("{} {:?}\n", entry.name, entry.text)).collect();
+        let now_there = hash_of(&texts);
+        let still = self.still.take().filter(|(before, _)| *before == now_there);
+        let (_, since) = self.still.insert(still.unwrap_or_else(|| (now_there, Instant::now())));
+        let end = *since + STILL_FOR;
+        if Instant::now() < end {
+            review.takes.clear();
+            review.look_again = Some(review.look_again.map_or(end, |earlier| earlier.min(end)));
+        }
     }
 
     fn review_gone(

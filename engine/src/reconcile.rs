@@ -177,8 +177,9 @@ impl Reconciler {
             // A store that nobody has used yet.
             snapshot.inbox = Ok(Vec::new());
         }
-        let review =
-            self.reviewer.review(&snapshot, |name| store.inbox_name(name), &self.variables, clock::now_millis());
+        let lost = snapshot.current.is_none() && self.editor.highest() > Generation(0);
+        let name = |pipeline: &str| store.inbox_name(pipeline);
+        let review = self.reviewer.review(&snapshot, lost, name, &self.variables, clock::now_millis());
         let again = review.look_again;
         if let Some(lease) = &lease
             && snapshot.current.is_none()

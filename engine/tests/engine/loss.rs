@@ -6,19 +6,12 @@ use tonic::Code;
 
 use crate::bed::{Bed, SHELF, instance};
 
-async fn remove(store: &dyn Store, prefix: &str) {
-    for name in store.list(&Key::new(&[prefix])).await.unwrap() {
-        store.remove(&Key::new(&[prefix, &name]), None).await.unwrap();
-    }
-}
-
-/// Everything that an engine has written.
-async fn lose_all(store: &dyn Store) {
-    // The notes before the head: it is made anew from them.
-    for prefix in ["notes", "revisions", "modules", "controls"] {
-        remove(store, prefix).await;
-    }
-    store.remove(&Key::new(&["head"]), None).await.unwrap();
+/// Everything that engines have written, at once, as a Consul without a disk loses it.
+fn lose_all(bed: &Bed) {
+    let control = rusqlite::Connection::open(bed.data().join("control.db")).unwrap();
+    control.busy_timeout(std::time::Duration::from_secs(10)).unwrap();
+    control.execute("DELETE FROM entries", []).unwrap();
+    std::fs::write(bed.data().join("control.bell"), b"\0").unwrap();
 }
 
 #[tokio::test]
@@ -79,7 +72,7 @@ async fn after_a_loss_attached_modules_are_known_and_only_what_is_put_there_runs
     for file in ["shelf.yaml", "other.yaml"] {
         std::fs::remove_file(bed.file(file)).unwrap();
     }
-    lose_all(&bed.store().await).await;
+    lose_all(&bed);
     let answer = engine.apply(&SHELF.replace("partitions: 3", "partitions: 5")).await;
     let unseen = answer.warnings.iter().filter(|warning| warning.message.contains("module"));
     assert!(answer.accepted && unseen.count() == 0, "{:?}", answer.warnings);
@@ -91,6 +84,22 @@ async fn after_a_loss_attached_modules_are_known_and_only_what_is_put_there_runs
     assert_eq!(crate::bed::steps(&told), ["shelf/parse"]);
     let topics = pipedoc_transport::log::Log::topic(&bed.log, &"local.shelf.parse".parse().unwrap()).await.unwrap();
     assert_eq!(topics.unwrap().partitions, 5);
+}
+
+#[tokio::test]
+async fn pipelines_that_are_put_back_one_by_one_come_back_together() {
+    let bed = Bed::new();
+    let engine = bed.engine().await;
+    let mut parser = engine.attach(v1::InstanceReport { generation: 41, ..instance("p1", "parser") }).await;
+    engine.wait_for_status("the loss is told", |status| !status.problems.is_empty()).await;
+    // As an operator does it who brings back what was lost.
+    for n in 0..3 {
+        bed.write(&format!("p{n}.yaml"), &SHELF.replace("shelf", &format!("p{n}")));
+        tokio::time::sleep(std::time::Duration::from_millis(400)).await;
+    }
+    let told = parser.assignment("the first assignment", |_| true).await;
+    assert_eq!(crate::bed::steps(&told), ["p0/parse", "p1/parse", "p2/parse"]);
+    assert!(told.generation > 41);
 }
 
 #[tokio::test]
