@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
@@ -52,16 +53,28 @@ pub(super) async fn follow<F>(given: &str, task: impl Fn(Address) -> F)
 where
     F: Future<Output = ()> + Send + 'static,
 {
+    let look_up =
+        async |host: &str, port| tokio::net::lookup_host((host, port)).await.map(|found| found.collect::<Vec<_>>());
+    follow_by(look_up, given, task).await;
+}
+
+async fn follow_by<F>(
+    look_up: impl AsyncFn(&str, u16) -> io::Result<Vec<SocketAddr>>,
+    given: &str,
+    task: impl Fn(Address) -> F,
+) where
+    F: Future<Output = ()> + Send + 'static,
+{
     let Some((host, port)) = name(given) else {
         return task(Address { given: given.to_owned(), resolved: None }).await;
     };
     let mut tasks: BTreeMap<SocketAddr, AbortOnDropHandle<()>> = BTreeMap::new();
     let mut told = false;
     loop {
-        match tokio::net::lookup_host((host.as_str(), port)).await {
+        match look_up(&host, port).await {
             Ok(found) => {
                 told = false;
-                let found = chosen(found);
+                let found = chosen(found.into_iter());
                 tasks.retain(|address, _| found.contains(address));
                 for resolved in found {
                     tasks.entry(resolved).or_insert_with(|| {
@@ -98,7 +111,64 @@ fn chosen(found: impl Iterator<Item = SocketAddr>) -> BTreeSet<SocketAddr> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use parking_lot::Mutex;
+
     use super::*;
+
+    /// Adds an address to those with a session, until it is dropped.
+    struct Session(Arc<Mutex<BTreeSet<String>>>, String);
+
+    impl Session {
+        fn begin(all: &Arc<Mutex<BTreeSet<String>>>, address: &Address) -> Self {
+            assert!(all.lock().insert(address.to_string()), "{address} has two sessions");
+            Self(Arc::clone(all), address.to_string())
+        }
+    }
+
+    impl Drop for Session {
+        fn drop(&mut self) {
+            self.0.lock().remove(&self.1);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_name_is_followed_wherever_it_leads() {
+        let known = Arc::new(Mutex::new(Some(vec!["10.0.0.1:7400", "10.0.0.2:7400"])));
+        let sessions = Arc::new(Mutex::new(BTreeSet::new()));
+        let (asked, held) = (Arc::clone(&known), Arc::clone(&sessions));
+        let look_up = async move |_: &str, _| {
+            let found = asked.lock().clone().ok_or_else(|| io::Error::other("no such name"))?;
+            Ok(found.into_iter().map(|one| one.parse().unwrap()).collect())
+        };
+        let task = move |address: Address| {
+            let held = Arc::clone(&held);
+            async move {
+                let _session = Session::begin(&held, &address);
+                std::future::pending::<()>().await;
+            }
+        };
+        let following = follow_by(look_up, "http://engines:7400", task);
+        let changes = async {
+            let attached = async || {
+                tokio::time::sleep(LOOK_UP_EVERY + Duration::from_secs(1)).await;
+                sessions.lock().iter().map(|one| one.rsplit('.').next().unwrap().to_owned()).collect::<Vec<_>>()
+            };
+            assert_eq!(attached().await, ["1:7400)", "2:7400)"]);
+            *known.lock() = Some(vec!["10.0.0.2:7400", "10.0.0.3:7400"]);
+            assert_eq!(attached().await, ["2:7400)", "3:7400)"], "one is gone, another has appeared");
+            // A name server that does not answer is no reason to leave engines that do.
+            *known.lock() = None;
+            assert_eq!(attached().await, ["2:7400)", "3:7400)"]);
+            *known.lock() = Some(vec!["10.0.0.4:7400"]);
+            assert_eq!(attached().await, ["4:7400)"]);
+        };
+        tokio::select! {
+            () = following => unreachable!("it follows for ever"),
+            () = changes => {}
+        }
+    }
 
     #[test]
     fn only_names_that_may_stand_for_several_are_looked_up() {
