@@ -88,6 +88,15 @@ pub fn memory(pid: u32) -> anyhow::Result<Memory> {
     })
 }
 
+/// The most that a process ever held resident, in bytes.
+///
+/// # Errors
+/// When there is no such process.
+pub fn peak(pid: u32) -> anyhow::Result<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).with_context(|| format!("process {pid}"))?;
+    Ok(field(&status, "VmHWM:")? * 1024)
+}
+
 /// The number behind a name in a file of lines `Name:  123 kB`.
 fn field(text: &str, name: &str) -> anyhow::Result<u64> {
     let line = text.lines().find_map(|line| line.strip_prefix(name));

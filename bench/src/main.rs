@@ -6,11 +6,12 @@
 //! report    tables and JSON
 //! documents, echo    what is moved, and the step that moves it
 //! program, installation    the `pipedoc` command as processes
-//! sqlite, kafka, pipeline, latency, idle    the benches
+//! sqlite, kafka, pipeline, latency, idle, control    the benches
 //! ```
 //!
 //! README.md beside it says what is counted and why.
 
+mod control;
 mod cpu;
 mod documents;
 mod echo;
@@ -76,6 +77,9 @@ enum Bench {
     KafkaKeys,
     /// What an instance of 50 steps on Kafka holds and uses while nothing comes.
     KafkaIdle,
+    /// Changes with 10,000 steps and 1,000 simulated instances on two engines over a
+    /// real Consul agent.
+    Control(control::ControlArgs),
     /// The process of an arm; the Kafka benches start it.
     #[command(hide = true)]
     KafkaArm(kafka::ArmArgs),
@@ -116,6 +120,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<bool> {
         Bench::Kafka(args) => tell(kafka::bench(args, options)?)?,
         Bench::KafkaKeys => tell(kafka::keys(options)?)?,
         Bench::KafkaIdle => tell(kafka::idle(options)?)?,
+        Bench::Control(args) => tell(control::bench(args, options)?)?,
         Bench::KafkaArm(args) => kafka::arm(args)?,
         Bench::KafkaSteps(args) => kafka::steps(args)?,
         Bench::All => everything.into_iter().try_for_each(|measure| tell(measure(options)?))?,

@@ -84,12 +84,17 @@ impl Process {
             std::thread::sleep(Duration::from_millis(20));
         }
     }
+
+    /// Kills it (`kill -9`) and waits until it is gone.
+    pub fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
 }
 
 impl Drop for Process {
     fn drop(&mut self) {
         // It holds nothing that is worth an orderly end.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        self.kill();
     }
 }

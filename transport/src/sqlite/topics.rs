@@ -57,7 +57,7 @@ pub(super) fn ensure(tx: &mut Tx<'_>, spec: &TopicSpec) -> Result<TopicInfo, Fau
             .prepare_cached("INSERT INTO partitions (topic, partition, changed) VALUES (?, ?, ?)")?
             .execute(params![id, partition, tx.sequence()])?;
     }
-    tx.reload_topics()?;
+    tx.reload_topic(&spec.topic)?;
     groups::divide_all(tx)?;
     Ok(tx.topic(&spec.topic)?.info.clone())
 }

@@ -169,6 +169,20 @@ impl<'a> Tx<'a> {
         Ok(())
     }
 
+    /// As [`reload_topics`](Self::reload_topics), where only one was made or changed:
+    /// ten thousand topics are made one after the other.
+    pub(super) fn reload_topic(&mut self, topic: &Topic) -> rusqlite::Result<()> {
+        let Some(info) = super::topics::info(self.connection, topic)? else { return self.reload_topics() };
+        let select = "SELECT id FROM topics WHERE name = ?";
+        let id: i64 = self.connection.prepare_cached(select)?.query_row([topic.as_str()], |row| row.get(0))?;
+        let select = "SELECT id FROM partitions WHERE topic = ? ORDER BY partition";
+        let mut statement = self.connection.prepare_cached(select)?;
+        let partitions = statement.query_map([id], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
+        self.topics = true;
+        self.memory.topics.insert(topic.clone(), TopicRow { id, info, partitions });
+        Ok(())
+    }
+
     /// Says that a group changed.
     pub(super) fn group_changed(&mut self, group: &str) {
         self.groups.insert(group.to_owned());
