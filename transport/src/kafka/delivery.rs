@@ -229,9 +229,7 @@ impl ClientContext for WriterContext {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        // What ended the client is told in words alone: librdkafka's own for the code
-        // CLUSTER_AUTHORIZATION_FAILED.
-        if error.rdkafka_error_code() == Some(Code::Fatal) && reason.contains("Cluster authorization failed") {
+        if error.rdkafka_error_code() == Some(Code::ClusterAuthorizationFailed) {
             self.0.may_not_write.store(true, Ordering::Relaxed);
         }
         self.0.contact.trouble(&error, reason);
