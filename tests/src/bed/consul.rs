@@ -211,8 +211,11 @@ fn data(folder: &Path) -> PathBuf {
     folder.join("data")
 }
 
-/// The agent's program.
-fn binary() -> Result<PathBuf, String> {
+/// The agent's program, which is the `consul` command too.
+///
+/// # Errors
+/// Says what is missing on this machine.
+pub fn binary() -> Result<PathBuf, String> {
     static BINARY: OnceLock<Result<PathBuf, String>> = OnceLock::new();
     BINARY.get_or_init(find).clone()
 }

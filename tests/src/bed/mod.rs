@@ -86,7 +86,8 @@ pub fn free_ports<const N: usize>() -> [u16; N] {
 }
 
 /// The target folder that this test was built into.
-fn target_folder() -> PathBuf {
+#[must_use]
+pub fn target_folder() -> PathBuf {
     let own = std::env::current_exe().unwrap_or_default();
     let marked = own.ancestors().find(|folder| folder.join("CACHEDIR.TAG").exists());
     marked.map_or_else(|| PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../target")), PathBuf::from)

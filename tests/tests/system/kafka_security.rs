@@ -67,7 +67,7 @@ fn start() -> Result<Kafka, String> {
     let users: Vec<_> = names.map(|name| User { name, password: PASSWORD }).collect();
     let kafka = Kafka::start_as(Setup::new().secured(&users))?;
     let folder = tempfile::tempdir().map_err(|error| error.to_string())?;
-    tools(&kafka, folder.path());
+    tools(kafka.classpath(), folder.path());
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/kafka/acls.sh");
     let mut granting = Command::new(script);
     granting.args([&kafka.bootstrap(), CLUSTER, "engine", "module"]).env("PATH", path_with(folder.path()));

@@ -33,17 +33,19 @@ fn text(output: &Output) -> String {
 
 /// Kafka's own tools under the names that its distribution gives them, and the
 /// command, in a folder for `PATH`.
-pub fn tools(kafka: &Kafka, folder: &Path) {
+pub fn tools(classpath: &str, folder: &Path) {
     let classes = [
         ("kafka-acls.sh", "org.apache.kafka.tools.AclCommand"),
         ("kafka-console-consumer.sh", "org.apache.kafka.tools.consumer.ConsoleConsumer"),
         ("kafka-consumer-groups.sh", "org.apache.kafka.tools.consumer.group.ConsumerGroupCommand"),
+        ("kafka-server-start.sh", "kafka.Kafka"),
+        ("kafka-storage.sh", "kafka.tools.StorageTool"),
         ("kafka-topics.sh", "org.apache.kafka.tools.TopicCommand"),
     ];
     fs::create_dir_all(folder).unwrap();
     for (name, class) in classes {
-        let java = "exec java -Xmx256m -XX:+UseSerialGC -XX:TieredStopAtLevel=1";
-        let script = format!("#!/bin/sh\n{java} -cp '{}' {class} \"$@\"\n", kafka.classpath());
+        let java = "exec java -Xmx512m -XX:+UseSerialGC -XX:TieredStopAtLevel=1";
+        let script = format!("#!/bin/sh\n{java} -cp '{}' {class} \"$@\"\n", classpath);
         fs::write(folder.join(name), script).unwrap();
         fs::set_permissions(folder.join(name), fs::Permissions::from_mode(0o755)).unwrap();
     }
@@ -92,7 +94,7 @@ fn the_page_on_kafka_is_true() {
     let Some(kafka) = kafka::shared("the_page_on_kafka_is_true") else { return };
     let folder = tempfile::tempdir().unwrap();
     let place = folder.path();
-    tools(kafka, &place.join("bin"));
+    tools(kafka.classpath(), &place.join("bin"));
     for name in ["examples", "docs"] {
         std::os::unix::fs::symlink(root().join(name), place.join(name)).unwrap();
     }

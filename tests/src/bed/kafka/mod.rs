@@ -58,6 +58,14 @@ pub fn shared(test: &str) -> Option<&'static Kafka> {
     }
 }
 
+/// The classpath of Kafka and its tools, for those who start a broker themselves.
+///
+/// # Errors
+/// Says what is missing on this machine.
+pub fn classpath() -> Result<String, String> {
+    Ok(format!("{}/*", jars()?.display()))
+}
+
 impl Kafka {
     /// Starts a broker of its own for a test, with further lines of
     /// `server.properties`; those that set the same name win.
@@ -79,7 +87,7 @@ impl Kafka {
     /// # Panics
     /// When everything is there and it does not start all the same.
     pub fn start_as(setup: Setup) -> Result<Self, String> {
-        let classpath = format!("{}/*", jars()?.display());
+        let classpath = classpath()?;
         let folder = tempfile::Builder::new().prefix("pipedoc-kafka-").tempdir().expect("a temporary folder").keep();
         let [direct, controller, behind_proxy, secured, mutual] = free_ports();
         let proxy = setup.proxied.then(|| Proxy::start(SocketAddr::from(([127, 0, 0, 1], behind_proxy))));
