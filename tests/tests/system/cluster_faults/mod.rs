@@ -262,8 +262,11 @@ async fn engines_are_away(mut cluster: Cluster, consul: &Consul, round: u64) -> 
 
 async fn consul_is_lost(mut cluster: Cluster, consul: &mut Consul, round: u64) {
     let snapshot = cluster.place().path().join("consul.snapshot").to_string_lossy().into_owned();
-    let generation = cluster.witness.generation();
     consul.run(&["snapshot", "save", &snapshot]);
+    // What is restored is older than what instances remember.
+    cluster.place().apply(0, &pipeline().replace("delay: 5ms", "delay: 2ms"), &[]).unwrap();
+    cluster.wait_until_whole();
+    let generation = cluster.witness.generation();
     consul.lose();
     consul.restart();
     cluster.witness.begins_anew();
