@@ -15,7 +15,7 @@ use super::tree::{Node, Path, Position};
 use super::{Findings, schema, wire};
 use crate::names::{ModuleName, PipelineName, StepName, Topic};
 use crate::registry::Modules;
-use crate::step::{Delivery, Format, Input, InputSource, StepType};
+use crate::step::{Delivery, Format, Input, InputSource, OnExhausted, StepType};
 use crate::text::nearest;
 
 /// Partitions of the topics that a pipeline makes, unless it says otherwise.
@@ -110,10 +110,7 @@ impl<'a> Checker<'a> {
             }
             _ => {}
         }
-        if step.step_type == Some(StepType::Connector) && settings.delivery == Delivery::ExactlyOnce {
-            let reason = "delivery EXACTLY_ONCE is not supported yet for a CONNECTOR; give it AT_LEAST_ONCE";
-            self.error(&at.field("delivery"), reason);
-        }
+        self.promise(&settings, step, at);
         Some(StepConfig {
             name: name?,
             step_type: step.step_type?,
@@ -139,6 +136,25 @@ impl<'a> Checker<'a> {
             consumer_settings: settings.clients.consumer.planned(),
             producer_settings: settings.clients.producer.planned(),
         })
+    }
+
+    /// What a step's delivery does not go together with yet.
+    fn promise(&mut self, settings: &settings::Settings, step: &wire::Step, at: &Path) {
+        let at = at.field("delivery");
+        let name = match settings.delivery {
+            Delivery::AtLeastOnce => return,
+            Delivery::ExactlyOnce => "EXACTLY_ONCE",
+            Delivery::AtMostOnce => "AT_MOST_ONCE",
+        };
+        if step.step_type == Some(StepType::Connector) {
+            let reason = format!("delivery {name} is not supported yet for a CONNECTOR; give it AT_LEAST_ONCE");
+            self.error(&at, reason);
+        }
+        let stops = settings.on_exhausted == OnExhausted::Pause || settings.stop_at_failure_rate.is_some();
+        if settings.delivery == Delivery::AtMostOnce && stops {
+            let reason = "delivery AT_MOST_ONCE is not supported yet with on_exhausted PAUSE or stop_at_failure_rate";
+            self.error(&at, reason);
+        }
     }
 
     fn module(&mut self, module: &ModuleName, step: &wire::Step, config: &serde_json::Value, at: &Path) {

@@ -143,7 +143,7 @@ steps:
 fn mistakes_of_shape_and_of_meaning_are_told_together() {
     let text = "\
 pipeline: Library
-defaults: {partitions: 0, delivery: AT_MOST_ONCE, retries: {factor: 0.5}}
+defaults: {partitions: 0, hydration: LAZY, retries: {factor: 0.5}}
 steps:
   - {name: a, type: pipeline, module: parser, concurrency: many}
   - {name: a, type: SINK, module: writer, outputs: [{to: a}]}
@@ -180,7 +180,7 @@ fn texts_that_are_no_pipelines_are_refused() {
 #[test]
 fn what_comes_later_is_refused_and_never_ignored() {
     let all: Vec<_> = [
-        "delivery: AT_MOST_ONCE",
+        "delivery: AT_MOST_ONCE, on_exhausted: PAUSE",
         "hydration: LAZY",
         "hydration: NEVER",
         "input_kafka_topic: {topic: t, format: JSON}",
@@ -200,6 +200,8 @@ fn what_comes_later_is_refused_and_never_ignored() {
     );
     for taken in [
         "delivery: EXACTLY_ONCE",
+        "delivery: AT_MOST_ONCE",
+        "delivery: AT_MOST_ONCE, kafka: {producer: {acks: 1}}",
         "ordering: NONE",
         "ordering: PARTITION",
         "on_exhausted: SKIP",

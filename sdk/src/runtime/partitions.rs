@@ -3,7 +3,7 @@
 //!
 //! Pure but for the log's names. Decides; the pump acts.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use pipedoc_transport::log::{AssignedPartition, TopicPartition};
 use tokio::time::Instant;
 
 use super::exact::Row;
-use super::lanes::LaneId;
+use super::lanes::{DeliveryId, LaneId};
 use super::retry;
 use super::window::{Admission, Window};
 use crate::progress;
@@ -77,6 +77,11 @@ pub(crate) struct Partition {
     pub(crate) window: Window,
     /// What its transactions are to write, where it has some.
     pub(crate) row: Row,
+    /// Those of its deliveries that are not worked on before they are committed, with
+    /// their offsets.
+    pub(crate) gate: VecDeque<(i64, DeliveryId)>,
+    /// Everything below is committed, or is being committed.
+    pub(crate) committing: i64,
     /// Which of the step's desks writes them.
     pub(crate) desk: usize,
     /// Nothing new is admitted: it is being taken away.
@@ -107,6 +112,8 @@ pub(crate) struct Partitions {
     full: Full,
     /// How many desks write transactions; 0: none does.
     desks: usize,
+    /// Whether records are committed before they are worked on.
+    offset_first: bool,
     /// The desk of each partition, for good: no other may write for one that comes
     /// back while its last transaction is still open.
     homes: HashMap<TopicPartition, usize>,
@@ -139,6 +146,11 @@ impl Partitions {
         Self { desks, ..Self::new(bounds.for_transactions()) }
     }
 
+    /// The same where records are committed before they are worked on.
+    pub(crate) fn offset_first(bounds: Bounds) -> Self {
+        Self { offset_first: true, ..Self::new(bounds) }
+    }
+
     /// The desk of a partition: of the first time, one with the fewest others.
     fn desk(&mut self, source: &TopicPartition) -> usize {
         if let Some(desk) = self.homes.get(source) {
@@ -155,11 +167,14 @@ impl Partitions {
         let desk = if self.desks > 0 { self.desk(&assigned.source) } else { 0 };
         let committed = assigned.committed.as_ref();
         let metadata = committed.map_or("", |committed| committed.metadata.as_str());
+        let window = Window::new(assigned.position, committed.map(|committed| committed.offset), metadata);
         let partition = Partition {
             source: Arc::new(assigned.source.clone()),
             number: self.next_number,
-            window: Window::new(assigned.position, committed.map(|committed| committed.offset), metadata),
+            window: if self.offset_first { window.offset_first() } else { window },
             row: Row::default(),
+            gate: VecDeque::new(),
+            committing: assigned.position,
             desk,
             revoking: false,
             stopped: None,

@@ -345,10 +345,10 @@ fn scrubbed(error: &Error, secrets: &Secrets) -> Error {
 /// Settings that a plan may have and this runtime does not keep yet.
 fn refuse_what_comes_later(plan: &StepPlan) -> Result<()> {
     let mut missing = Vec::new();
-    match plan.delivery {
-        // Connectors are refused when their program is known.
-        Delivery::AtLeastOnce | Delivery::ExactlyOnce => {}
-        Delivery::AtMostOnce => missing.push("delivery: AT_MOST_ONCE"),
+    let stops = plan.on_exhausted == OnExhausted::Pause || plan.stop_at_failure_rate.is_some();
+    if plan.delivery == Delivery::AtMostOnce && stops {
+        // What stands still is read anew when it goes on.
+        missing.push("delivery: AT_MOST_ONCE with on_exhausted: PAUSE or stop_at_failure_rate");
     }
     if plan.hydration == Hydration::Lazy {
         missing.push("hydration: LAZY");
@@ -371,6 +371,9 @@ fn refuse_for_records(plan: &StepPlan) -> Result<()> {
     }
     if plan.stop_at_failure_rate.is_some() {
         missing.push("stop_at_failure_rate");
+    }
+    if plan.delivery == Delivery::AtMostOnce {
+        missing.push("delivery: AT_MOST_ONCE");
     }
     if missing.is_empty() {
         return Ok(());
@@ -434,7 +437,7 @@ async fn run_once(
     };
     let service = match program {
         Program::Documents(module) => {
-            Some(process::stack(Arc::clone(module), &around.layers, concurrency, plan.timeout))
+            Some(process::Stack::new(Arc::clone(module), &around.layers, concurrency, plan.timeout))
         }
         Program::Connector(_) | Program::Records(_) => None,
     };

@@ -22,6 +22,8 @@ pub(crate) struct Window {
     position: i64,
     /// What the group has committed.
     committed: Mark,
+    /// Whether a record is committed before it is worked on, not after.
+    offset_first: bool,
     /// Grows whenever more is done beyond the watermark.
     revision: u64,
     /// How many of `open` are not done.
@@ -97,11 +99,17 @@ impl Window {
             ahead: ahead.into(),
             position,
             committed,
+            offset_first: false,
             revision: 0,
             undone: 0,
             bytes: 0,
             at_end: false,
         }
+    }
+
+    /// The same for a window whose records are committed before they are worked on.
+    pub(crate) fn offset_first(self) -> Self {
+        Self { offset_first: true, ahead: VecDeque::new(), ..self }
     }
 
     /// Takes a record in. Offsets below the position were seen already (a log may
@@ -280,7 +288,10 @@ impl Window {
 
     /// What to commit, when the group has not committed it yet.
     pub(crate) fn uncommitted(&self) -> Option<Mark> {
-        let mark = Mark { offset: self.watermark(), revision: self.revision };
+        let mark = match self.offset_first {
+            true => Mark { offset: self.position, revision: 0 },
+            false => Mark { offset: self.watermark(), revision: self.revision },
+        };
         self.is_news(mark).then_some(mark)
     }
 
@@ -292,6 +303,9 @@ impl Window {
 
     /// What to write beside the watermark: what is done beyond it, as far as it fits.
     pub(crate) fn metadata(&self) -> String {
+        if self.offset_first {
+            return String::new();
+        }
         progress::encode(self.watermark(), &self.done_beyond(), progress::LIMIT)
     }
 

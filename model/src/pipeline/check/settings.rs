@@ -132,19 +132,13 @@ impl Checker<'_> {
 
     /// What is part of the format and comes later is refused, never ignored.
     fn unsupported(&mut self, given: &wire::Settings, at: &Path) {
-        let delivery = match given.delivery {
-            Some(Delivery::AtMostOnce) => Some("delivery AT_MOST_ONCE is not supported yet; use AT_LEAST_ONCE"),
-            Some(Delivery::AtLeastOnce | Delivery::ExactlyOnce) | None => None,
-        };
         let hydration = match given.hydration {
             Some(Hydration::Lazy) => Some("hydration LAZY is not supported yet; use EAGER"),
             Some(Hydration::Never) => Some("hydration NEVER is not supported yet; use EAGER"),
             Some(Hydration::Eager) | None => None,
         };
-        for (field, reason) in [("delivery", delivery), ("hydration", hydration)] {
-            if let Some(reason) = reason {
-                self.error(&at.field(field), reason);
-            }
+        if let Some(reason) = hydration {
+            self.error(&at.field("hydration"), reason);
         }
     }
 

@@ -15,6 +15,7 @@ use crate::runtime::exact::{COMMIT_EVERY, Claim, Desks, Entry, Outcome, PARCEL_B
 use crate::runtime::lanes::DeliveryId;
 use crate::runtime::outbox::{Outbox, Settled, is_of_the_record};
 use crate::runtime::partitions::Partition;
+use crate::runtime::status::Obstacle;
 use crate::runtime::{Order, retry};
 
 /// How soon a place is committed that comes with no records, while others are read.
@@ -190,6 +191,7 @@ impl Pump {
     }
 
     fn has_written(&mut self, desk: usize) {
+        self.board.is_over(|obstacle| *obstacle == Obstacle::Committing);
         if let Some(desks) = self.out.desks_mut() {
             desks.has_written(desk);
         }
@@ -198,7 +200,7 @@ impl Pump {
     fn has_failed(&mut self, desk: usize, error: log::Error, now: Instant) {
         let goes_on = self.out.desks_mut().is_none_or(|desks| desks.has_failed(desk, &error, now));
         let error = Error::from(error).context("a transaction failed; it is tried again");
-        self.board.error(&error.to_string());
+        self.board.note(Obstacle::Committing, error.to_string());
         self.board.tell_of_storage(&error);
         self.event(Event::CommitFailed { error: error.to_string() });
         if !goes_on {

@@ -5,6 +5,7 @@
 //! partitions in [`ownership`]; here is the loop that holds both together.
 
 mod exact;
+mod first;
 mod outcome;
 mod ownership;
 mod stops;
@@ -14,7 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::BoxFuture;
-use pipedoc_model::step::Ordering;
+use pipedoc_model::step::{Delivery as Promise, Ordering};
 use pipedoc_transport::log::{self, Commit, Consumer, Event as LogEvent, Record, RecordBatch};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
@@ -99,15 +100,17 @@ impl Pump {
         concurrency: usize,
     ) -> Self {
         let (signaller, signals) = mpsc::unbounded_channel();
+        let partitions = match out.desks() {
+            None if shop.plan.delivery == Promise::AtMostOnce => Partitions::offset_first(bounds),
+            None => Partitions::new(bounds),
+            Some(desks) => Partitions::with_desks(bounds, desks.len()),
+        };
         let breaker = Breaker::new(shop.plan.stop_at_failure_rate);
         Self {
             shop,
             board,
             consumer,
-            partitions: match out.desks() {
-                None => Partitions::new(bounds),
-                Some(desks) => Partitions::with_desks(bounds, desks.len()),
-            },
+            partitions,
             deliveries: Deliveries::default(),
             lanes: Lanes::new(concurrency),
             out,
@@ -242,6 +245,7 @@ impl Pump {
 
     /// Takes records in, each into its lane.
     fn admit(&mut self, batch: RecordBatch) {
+        let commits_first = self.commits_first();
         let Some(partition) = self.partitions.get_mut(&batch.source) else { return };
         for record in batch.records {
             let id = self.deliveries.next_id();
@@ -255,9 +259,13 @@ impl Pump {
                 continue;
             }
             let source = Arc::clone(&partition.source);
+            if commits_first {
+                partition.gate.push_back((record.offset, id));
+            } else {
+                self.lanes.push(lane, id);
+            }
             let delivery = Delivery::new(source, Arc::new(record), lane);
             self.deliveries.insert(id, delivery);
-            self.lanes.push(lane, id);
         }
     }
 

@@ -272,6 +272,9 @@ impl Pump {
         if is_of_the_record(&error) && matches!(delivery.stage, Stage::Sending { .. }) {
             return self.refused_for_good(id, error);
         }
+        if self.commits_first() {
+            return self.lost(id, error);
+        }
         let source = Arc::clone(&delivery.source);
         self.restart(&source, &error);
     }
@@ -290,7 +293,7 @@ impl Pump {
     }
 
     /// A delivery is done with.
-    fn is_settled(&mut self, id: DeliveryId) {
+    pub(super) fn is_settled(&mut self, id: DeliveryId) {
         let Some(delivery) = self.deliveries.remove(id) else { return };
         self.lanes.leave(delivery.lane, id);
         self.deliveries.arrived(delivery.lane, id);

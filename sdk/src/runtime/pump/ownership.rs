@@ -106,6 +106,10 @@ impl Pump {
     /// elsewhere, and no commit has to wait for it.
     pub(super) fn trim(&mut self, sources: &[TopicPartition]) {
         for source in sources {
+            if self.commits_first() {
+                self.shut_gate(source);
+                continue;
+            }
             let Some(partition) = self.partitions.get_mut(source) else { continue };
             let begun = self.deliveries.highest_begun(source);
             let highest = begun.max(partition.window.highest_done()).unwrap_or(i64::MIN);
@@ -212,6 +216,9 @@ impl Pump {
                 // anew might begin elsewhere.
                 return Some(self.last_commit);
             }
+            if !partition.gate.is_empty() && !self.commit_failed {
+                return Some(now);
+            }
             let wait = if hurry { COMMIT_WHEN_DRAINED } else { COMMIT_EVERY };
             let at = self.last_commit + wait;
             due = Some(due.map_or(at, |due: Instant| due.min(at)));
@@ -234,7 +241,7 @@ impl Pump {
     fn commit_now(&mut self, only: Option<&[TopicPartition]>) {
         let commits: Vec<Committable> = self
             .partitions
-            .iter()
+            .iter_mut()
             .filter(|partition| match only {
                 Some(only) => only.contains(&partition.source),
                 // One that the log has taken already must not keep others from
@@ -243,6 +250,7 @@ impl Pump {
             })
             .filter_map(|partition| {
                 let mark = partition.window.uncommitted()?;
+                partition.committing = partition.committing.max(mark.offset);
                 let source = partition.source.as_ref().clone();
                 let commit = Commit { source, offset: mark.offset, metadata: partition.window.metadata() };
                 Some(Committable { commit, mark, number: partition.number })
@@ -265,11 +273,17 @@ impl Pump {
         match result {
             Ok(()) => {
                 self.board.is_over(|obstacle| *obstacle == Obstacle::Committing);
+                let commits_first = self.commits_first();
                 for Committable { commit, mark, number } in commits {
                     if let Some(partition) = self.partitions.get_mut(&commit.source)
                         && partition.number == number
                     {
                         partition.window.committed(mark);
+                    } else {
+                        continue;
+                    }
+                    if commits_first {
+                        self.open_gate(&commit.source, mark.offset);
                     }
                 }
             }
