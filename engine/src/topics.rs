@@ -168,7 +168,11 @@ impl Keeper {
     /// Looks at all topics again and again; never returns. Wakes the engine when one
     /// is not as it was.
     pub(crate) fn look_after(&self, nudge: Arc<Notify>) -> impl Future<Output = ()> + Send + use<> {
-        look_after(Arc::clone(&self.log), self.wanted.subscribe(), Arc::clone(&self.suspects), nudge)
+        self.look_after_each(LOOK_EVERY, nudge)
+    }
+
+    fn look_after_each(&self, every: Duration, nudge: Arc<Notify>) -> impl Future<Output = ()> + Send + use<> {
+        look_after(Arc::clone(&self.log), self.wanted.subscribe(), Arc::clone(&self.suspects), every, nudge)
     }
 
     /// Whether some topic is not as it was.
@@ -212,12 +216,13 @@ async fn look_after(
     log: Arc<dyn Log>,
     wanted: watch::Receiver<Arc<Vec<TopicPlan>>>,
     suspects: Arc<Mutex<BTreeSet<Topic>>>,
+    every: Duration,
     nudge: Arc<Notify>,
 ) {
     loop {
         let round = Arc::clone(&wanted.borrow());
         let rows = round.len().div_ceil(ROW).max(1);
-        let pause = LOOK_EVERY / u32::try_from(rows).unwrap_or(u32::MAX);
+        let pause = every / u32::try_from(rows).unwrap_or(u32::MAX);
         for row in 0..rows {
             tokio::time::sleep(pause).await;
             for wanted in round.iter().skip(row * ROW).take(ROW) {
@@ -293,5 +298,60 @@ fn spec(wanted: &TopicPlan, partitions: i32) -> TopicSpec {
             retention_bytes: None,
             max_message_bytes: wanted.max_message_bytes.map(|bytes| i32::try_from(bytes).unwrap_or(i32::MAX)),
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use pipedoc_transport::memory::MemoryLog;
+
+    use super::*;
+
+    fn wanted(name: &str, partitions: i32) -> TopicPlan {
+        TopicPlan {
+            topic: name.parse().unwrap(),
+            partitions,
+            policy: TopicPolicy::Create,
+            compacted: false,
+            max_message_bytes: None,
+            retention_ms: None,
+        }
+    }
+
+    async fn partitions(log: &MemoryLog, name: &str) -> Option<i32> {
+        log.topic(&name.parse().unwrap()).await.unwrap().map(|topic| topic.partitions)
+    }
+
+    #[tokio::test]
+    async fn only_new_topics_are_asked_for_and_one_that_is_lost_comes_back() {
+        let log = MemoryLog::new();
+        let mut keeper = Keeper::new(Arc::new(log.clone()));
+        let nudge = Arc::new(Notify::new());
+        let all = || vec![wanted("a", 1), wanted("b", 1)];
+        assert!(keeper.ensure(all()).await.is_empty());
+        log.delete_topic(&"a".parse().unwrap()).await.unwrap();
+        assert!(keeper.ensure(vec![wanted("a", 1), wanted("b", 3)]).await.is_empty());
+        assert_eq!((partitions(&log, "a").await, partitions(&log, "b").await), (None, Some(3)), "a was well before");
+
+        let looking = tokio::spawn(keeper.look_after_each(Duration::from_millis(1), Arc::clone(&nudge)));
+        nudge.notified().await;
+        assert!(keeper.has_suspects());
+        assert!(keeper.ensure(all()).await.is_empty());
+        assert_eq!(partitions(&log, "a").await, Some(1), "it is made again");
+        looking.abort();
+    }
+
+    #[tokio::test]
+    async fn what_is_no_longer_wanted_is_asked_for_when_it_is_wanted_again() {
+        let log = MemoryLog::new();
+        let mut keeper = Keeper::new(Arc::new(log.clone()));
+        assert!(keeper.ensure(vec![wanted("a", 1)]).await.is_empty());
+        assert!(keeper.ensure(Vec::new()).await.is_empty());
+        log.delete_topic(&"a".parse().unwrap()).await.unwrap();
+        assert!(keeper.ensure(vec![wanted("a", 1)]).await.is_empty());
+        assert_eq!(partitions(&log, "a").await, Some(1));
+        let missing = TopicPlan { policy: TopicPolicy::Verify, ..wanted("c", 1) };
+        let troubles = keeper.ensure(vec![wanted("a", 1), missing]).await;
+        assert!(matches!(&troubles[..], [(topic, Error::Unfit(_))] if topic.as_str() == "c"), "{troubles:?}");
     }
 }
