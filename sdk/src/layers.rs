@@ -1,4 +1,4 @@
-//! What happens around a module's work: a stack of `tower` layers.
+//! What happens around a module's work: a stack, to which authors add `tower` layers.
 //!
 //! The runtime's own layers stand outside the author's: a span for the trace,
 //! panics caught, the step's concurrency, the step's timeout. An author adds
@@ -98,11 +98,14 @@ impl StdError for Failure {}
 pub(crate) fn error_of(error: BoxError) -> Error {
     match error.downcast::<Failure>() {
         Ok(failure) => failure.0,
-        Err(error) if error.is::<tower::timeout::error::Elapsed>() => {
-            Error::retryable("no answer in time").with_kind("timeout")
-        }
+        Err(error) if error.is::<tower::timeout::error::Elapsed>() => late(),
         Err(error) => Error::retryable(error),
     }
+}
+
+/// What is said of work that took longer than it may.
+pub(crate) fn late() -> Error {
+    Error::retryable("no answer in time").with_kind("timeout")
 }
 
 /// Layers that an author puts around a module.
@@ -130,6 +133,11 @@ impl Layers {
             BoxCloneSyncService::new(tower::util::MapErr::new(service, Into::<BoxError>::into))
         }));
         self
+    }
+
+    /// Whether there are none.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
     }
 
     /// Puts all of them around a service.

@@ -17,9 +17,9 @@ use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock};
 
 use crate::error::Result;
 use crate::factory::{Factory, Program};
-use crate::layers::{Layers, ProcessService};
+use crate::layers::Layers;
 use crate::module::Step;
-use crate::runtime::process::stack;
+use crate::runtime::process::Stack;
 
 /// Callers bound their calls by deadlines of their own; this is for those who set none.
 const LONGEST: Duration = Duration::from_secs(3600);
@@ -34,7 +34,7 @@ pub(super) type InUse = OwnedRwLockReadGuard<State, Opened>;
 pub(super) struct Opened {
     pub(super) step: Step,
     /// The stack around a module; none around what takes no documents.
-    pub(super) service: Option<ProcessService>,
+    pub(super) service: Option<Stack>,
     program: Program,
 }
 
@@ -72,7 +72,7 @@ impl Programs {
                 let program = self.factory.open(config, &step).await?;
                 let service = match &program {
                     Program::Documents(documents) => {
-                        Some(stack(Arc::clone(documents), &self.layers, self.concurrency, LONGEST))
+                        Some(Stack::new(Arc::clone(documents), &self.layers, self.concurrency, LONGEST))
                     }
                     Program::Connector(_) | Program::Records(_) => None,
                 };

@@ -27,7 +27,7 @@ use crate::factory::Factory;
 use crate::layers::{self, Input, Layers};
 use crate::module::{Deletion, Step};
 use crate::output::Output;
-use crate::runtime::process::{call, panicked};
+use crate::runtime::process::panicked;
 
 /// Serves one module.
 #[derive(Clone)]
@@ -159,7 +159,7 @@ impl Inner {
         let module = || self.factory.info().module.clone();
         let Some(service) = &opened.service else { return Err(Error::Records { module: module() }) };
         let request = layers::Request { attempt, ..layers::Request::new(input, opened.step.clone()) };
-        let answer = call(service, request).await;
+        let answer = service.call(request).await;
         // One thing to do has one result.
         Ok(answer.and_then(|results| results.into_iter().next().unwrap_or_else(|| Ok(Output::skip()))))
     }

@@ -1,11 +1,13 @@
-//! The service stack around a module: span, panics, concurrency, timeout, the
-//! author's layers, the module.
+//! The stack around a module: span, panics, concurrency, timeout, the author's
+//! layers, the module.
 //!
 //! ```text
 //! span ─▶ catch panic ─▶ concurrency ─▶ timeout ─▶ author's layers ─▶ module
 //! ```
 //!
-//! Knows documents; knows nothing of records.
+//! Only the author's are `tower` services. A document passes through all of it, so
+//! what is always the same is plain code, and nothing is boxed where there are no
+//! layers. Knows documents; knows nothing of records.
 
 use std::any::Any;
 use std::panic::AssertUnwindSafe;
@@ -15,36 +17,67 @@ use std::time::Duration;
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use tower::limit::ConcurrencyLimitLayer;
-use tower::timeout::TimeoutLayer;
-use tower::{Service, ServiceBuilder, ServiceExt};
+use tokio::sync::Semaphore;
+use tower::{Service, ServiceExt};
 use tracing::Instrument;
 
 use crate::error::{Error, Result};
 use crate::factory::Documents;
-use crate::layers::{Answer, BoxError, Failure, Input, Layers, ProcessService, Request, error_of};
+use crate::layers::{Answer, BoxError, Failure, Input, Layers, ProcessService, Request, error_of, late};
 
-/// The stack around a module.
-pub(crate) fn stack(
+/// The stack around a module. Clones share the step's concurrency.
+#[derive(Clone)]
+pub(crate) struct Stack {
     module: Arc<dyn Documents>,
-    layers: &Layers,
-    concurrency: usize,
+    /// The author's layers around the module, if there are any.
+    layered: Option<ProcessService>,
+    permits: Arc<Semaphore>,
     timeout: Duration,
-) -> ProcessService {
-    let inner = layers.around(ProcessService::new(Innermost(module)));
-    let bounded = ServiceBuilder::new()
-        .layer(ConcurrencyLimitLayer::new(concurrency.max(1)))
-        .layer(TimeoutLayer::new(timeout))
-        .service(inner);
-    ProcessService::new(Outermost(ProcessService::new(bounded)))
 }
 
-/// Runs a request through the stack.
-pub(crate) async fn call(service: &ProcessService, request: Request) -> Result<Answer> {
-    service.clone().oneshot(request).await.map_err(error_of)
+impl Stack {
+    pub(crate) fn new(module: Arc<dyn Documents>, layers: &Layers, concurrency: usize, timeout: Duration) -> Self {
+        let layered = (!layers.is_empty()).then(|| layers.around(ProcessService::new(Innermost(Arc::clone(&module)))));
+        let permits = Arc::new(Semaphore::new(concurrency.clamp(1, Semaphore::MAX_PERMITS)));
+        Self { module, layered, permits, timeout }
+    }
+
+    /// Runs a request through the stack. A panic is a permanent error, no answer in
+    /// time a retryable one.
+    pub(crate) async fn call(&self, request: Request) -> Result<Answer> {
+        let span = request.span.clone();
+        let work = AssertUnwindSafe(self.bounded(request)).catch_unwind();
+        let done = if span.is_disabled() { work.await } else { work.instrument(span).await };
+        done.unwrap_or_else(|panic| Err(panicked(panic.as_ref())))
+    }
+
+    async fn bounded(&self, request: Request) -> Result<Answer> {
+        let _permit = self.permits.acquire().await?;
+        match tokio::time::timeout(self.timeout, self.innermost(request)).await {
+            Ok(answer) => answer,
+            Err(_) => Err(late()),
+        }
+    }
+
+    async fn innermost(&self, request: Request) -> Result<Answer> {
+        match &self.layered {
+            Some(service) => service.clone().oneshot(request).await.map_err(error_of),
+            None => work(self.module.as_ref(), request).await,
+        }
+    }
 }
 
-/// Calls the module.
+async fn work(module: &dyn Documents, request: Request) -> Result<Answer> {
+    let step = &request.step;
+    let one = match request.input {
+        Input::Document(doc) => module.process(doc, step).await,
+        Input::Deletion(deletion) => module.deleted(deletion, step).await,
+        Input::Batch(docs) => return Ok(module.process_batch(docs, step).await),
+    };
+    one.map(|output| vec![Ok(output)])
+}
+
+/// Calls the module, as a service that layers wrap.
 #[derive(Clone)]
 struct Innermost(Arc<dyn Documents>);
 
@@ -59,41 +92,7 @@ impl Service<Request> for Innermost {
 
     fn call(&mut self, request: Request) -> Self::Future {
         let module = Arc::clone(&self.0);
-        Box::pin(async move {
-            let step = &request.step;
-            let one = match request.input {
-                Input::Document(doc) => module.process(doc, step).await,
-                Input::Deletion(deletion) => module.deleted(deletion, step).await,
-                Input::Batch(docs) => return Ok(module.process_batch(docs, step).await),
-            };
-            one.map(|output| vec![Ok(output)]).map_err(|error| Failure(error).into())
-        })
-    }
-}
-
-/// Enters the span and makes a panic a permanent error.
-#[derive(Clone)]
-struct Outermost(ProcessService);
-
-impl Service<Request> for Outermost {
-    type Response = Answer;
-    type Error = BoxError;
-    type Future = BoxFuture<'static, Result<Answer, BoxError>>;
-
-    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
-        self.0.poll_ready(context)
-    }
-
-    fn call(&mut self, request: Request) -> Self::Future {
-        let span = request.span.clone();
-        // The service that is ready does the work; its clone is not ready yet.
-        let clone = self.0.clone();
-        let mut ready = std::mem::replace(&mut self.0, clone);
-        let work = async move {
-            let work = AssertUnwindSafe(async move { ready.call(request).await }).catch_unwind();
-            work.await.unwrap_or_else(|panic| Err(Failure(panicked(panic.as_ref())).into()))
-        };
-        if span.is_disabled() { Box::pin(work) } else { Box::pin(work.instrument(span)) }
+        Box::pin(async move { work(module.as_ref(), request).await.map_err(|error| Failure(error).into()) })
     }
 }
 

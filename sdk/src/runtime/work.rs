@@ -21,11 +21,11 @@ use super::claims::Claims;
 use super::hop::{self, root_id};
 use super::lanes::LaneId;
 use super::pace::Pace;
-use super::process;
+use super::process::Stack;
 use super::route::{Destination, Incoming, Router};
 use super::topics::Topics;
 use crate::error::{Error, Result, ResultExt};
-use crate::layers::{Input, ProcessService, Request};
+use crate::layers::{Input, Request};
 use crate::module::{Deletion, Step};
 use crate::output::{Content, Item, Output};
 
@@ -37,7 +37,7 @@ pub(crate) struct Workshop {
     pub(crate) claims: Claims,
     pub(crate) topics: Topics,
     /// The module's stack; none for programs that are no `Module`.
-    pub(crate) service: Option<ProcessService>,
+    pub(crate) service: Option<Stack>,
     pub(crate) pace: Pace,
 }
 
@@ -298,7 +298,7 @@ impl Workshop {
             return Err(Error::permanent("this module takes no documents").with_kind("wrong-module"));
         };
         let request = Request { input, step, attempt, span: span.clone() };
-        process::call(service, request).await
+        service.call(request).await
     }
 
     /// A hop of the record's trace, where somebody takes spans of single records:
