@@ -1,4 +1,5 @@
-//! Moves documents through modules: at least once, in order of their keys.
+//! Moves documents through modules, in order of their keys: at least once, or as the
+//! step's `delivery` says.
 //!
 //! ```text
 //! record ─▶ window ─▶ lane (by key) ─▶ work ─▶ outbox ─▶ done ─▶ commit
@@ -35,6 +36,11 @@
 //! Sends follow each other without waiting for acknowledgements. When one fails
 //! and a later one of the same key was stored, the later one is stored again
 //! after it: by their last deliveries, the records of a key are always in order.
+//!
+//! Under `EXACTLY_ONCE` the outbox is a row for each partition, of which transactions
+//! take what is there, with the offsets ([`exact`]): nothing is stored but in its
+//! place, and nothing twice. Under `AT_MOST_ONCE` records wait at a gate until their
+//! offset is committed, and what was sent is not sent again.
 
 mod breaker;
 pub(crate) mod claims;

@@ -129,7 +129,8 @@ impl Desks {
     pub(crate) fn begin(&mut self, desk: usize, parcel: Parcel, consumer: &Arc<dyn Consumer>, now: Instant) {
         let Some(booth) = self.0.get_mut(desk) else { return };
         booth.last = now;
-        booth.not_before = None;
+        // Where nothing can be named for now, it is looked again later.
+        booth.not_before = parcel.is_empty().then(|| now + COMMIT_EVERY);
         if parcel.is_empty() {
             return;
         }
