@@ -19,6 +19,7 @@ mod system {
     mod kafka_clients;
     mod kafka_faults;
     mod kafka_log;
+    mod kafka_metrics;
     mod kafka_place;
     mod kafka_security;
     mod kafka_stalls;
