@@ -21,7 +21,7 @@ use super::worker::Task;
 use crate::error::{Error, Result};
 use crate::event::Event;
 use crate::runtime::partitions::Bounds;
-use crate::runtime::status::StepState;
+use crate::runtime::status::{Obstacle, StepState};
 use crate::runtime::{Order, retry};
 
 /// How often offsets are committed while work goes on.
@@ -177,13 +177,15 @@ impl RecordPump {
         match event {
             Ok(event) => {
                 self.consumer_failures = 0;
+                self.station.board.heard(&event);
                 self.happened(event);
                 Ok(())
             }
             Err(error) if error.is_retryable() => {
                 self.consumer_failures = self.consumer_failures.saturating_add(1);
                 self.next_at = Some(Instant::now() + retry::backoff(&retry::patient(), self.consumer_failures));
-                self.station.board.trouble(&Error::from(error).context("reading failed; it is tried again"));
+                let obstacle = Obstacle::to_reading(&error);
+                self.station.board.hindered(obstacle, &Error::from(error).context("reading failed; it is tried again"));
                 Ok(())
             }
             Err(error) => Err(Error::from(error).context("reading failed")),
@@ -432,6 +434,7 @@ impl RecordPump {
     fn committed(&mut self, commits: Vec<(Commit, u64)>, result: log::Result<()>) -> Result<()> {
         self.commit_failed = result.is_err();
         let Err(error) = result else {
+            self.station.board.is_over(|obstacle| *obstacle == Obstacle::Committing);
             for (commit, number) in commits {
                 if let Some(owned) = self.owned.get_mut(&commit.source).filter(|owned| owned.number == number) {
                     owned.committed = owned.committed.max(commit.offset);
@@ -444,7 +447,7 @@ impl RecordPump {
         let unusable = !error.is_retryable() && !matches!(error, log::Error::Fenced { .. });
         let error = Error::from(error).context("committing failed");
         let board = &self.station.board;
-        board.error(&error.to_string());
+        board.note(Obstacle::Committing, error.to_string());
         board.tell_of_storage(&error);
         board.event(&Event::CommitFailed { error: error.to_string() });
         if unusable { Err(error) } else { Ok(()) }
