@@ -11,6 +11,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use pipedoc_model::names::{ClusterName, ModuleName, PipelineName};
 use pipedoc_model::pipeline;
@@ -79,12 +80,12 @@ impl Prepared {
 }
 
 impl Pipelines {
-    /// Brings all up to date with a head and what it refers to.
+    /// Brings all up to date with what a head refers to.
     ///
     /// # Errors
     /// When a pipeline cannot be read that no steps are known of. All that could be
     /// done has been done then.
-    pub(crate) fn update(&mut self, cluster: &ClusterName, head: &Head, facts: &Facts) -> Result<(), Error> {
+    pub(crate) fn update(&mut self, cluster: &ClusterName, facts: &Facts) -> Result<(), Error> {
         self.0.retain(|name, _| facts.revisions.contains_key(name));
         let mut unknown = Vec::new();
         for (name, (number, revision)) in &facts.revisions {
@@ -100,15 +101,26 @@ impl Pipelines {
                 known => prepare(cluster, name, *number, revision, facts, known),
             };
             match prepared {
-                Ok(mut prepared) => {
-                    prepared.judge(head, revision, &facts.modules);
-                    self.0.insert(name.clone(), prepared);
-                }
+                Ok(prepared) => drop(self.0.insert(name.clone(), prepared)),
                 Err(Error::Text(Problems(problems))) => unknown.extend(problems),
                 Err(error) => return Err(error),
             }
         }
         if unknown.is_empty() { Ok(()) } else { Err(Error::Text(Problems(unknown))) }
+    }
+
+    /// Notes what the registrations of modules make of the revisions, for about as
+    /// long as `limit`; tells whether it is done. A module's registration may
+    /// concern all pipelines, and changes must not wait for that.
+    pub(crate) fn judge(&mut self, head: &Head, facts: &Facts, limit: Duration) -> bool {
+        let begun = Instant::now();
+        for (name, prepared) in &mut self.0 {
+            let Some((_, revision)) = facts.revisions.get(name) else { continue };
+            if prepared.judge(head, revision, &facts.modules) && begun.elapsed() >= limit {
+                return false;
+            }
+        }
+        true
     }
 
     /// The pipelines, by name.
@@ -172,23 +184,24 @@ fn prepare(
 }
 
 impl Prepared {
-    /// Notes what the registrations of its steps' modules make of the revision,
-    /// where these are others than before. Modules that have not registered yet
-    /// show in their steps' state.
-    fn judge(&mut self, head: &Head, revision: &Revision, modules: &Modules) {
+    /// Notes what the registrations of its steps' modules make of the revision, where
+    /// these are others than before; tells whether they were. Modules that have not
+    /// registered yet show in their steps' state.
+    fn judge(&mut self, head: &Head, revision: &Revision, modules: &Modules) -> bool {
         if !self.unreadable.is_empty() {
-            return;
+            return false;
         }
         let named: BTreeSet<&ModuleName> = self.steps.iter().map(|step| &step.plan.module).collect();
         let registered =
             named.into_iter().filter_map(|name| head.modules.get(name).map(|number| (name.clone(), *number)));
         let registered: BTreeMap<_, _> = registered.collect();
         if self.judged.0 == registered {
-            return;
+            return false;
         }
         let parsed = pipeline::parse(&revision.text, &revision.file, &revision.variables, modules, false);
         let problems = parsed.err().map_or_else(Vec::new, |Problems(problems)| problems);
         self.judged = (registered, problems);
+        true
     }
 }
 
@@ -233,46 +246,43 @@ mod tests {
     #[test]
     fn a_change_of_one_pipeline_leaves_all_other_steps_as_they_are() {
         let mut pipelines = Pipelines::default();
-        let head = Head::default();
-        pipelines.update(&cluster(), &head, &facts(&[("one", 1, text("one", 1)), ("two", 1, text("two", 1))])).unwrap();
+        pipelines.update(&cluster(), &facts(&[("one", 1, text("one", 1)), ("two", 1, text("two", 1))])).unwrap();
         let (one, two) = (steps(&pipelines, "one"), steps(&pipelines, "two"));
-        pipelines.update(&cluster(), &head, &facts(&[("one", 2, text("one", 7)), ("two", 1, text("two", 1))])).unwrap();
+        pipelines.update(&cluster(), &facts(&[("one", 2, text("one", 7)), ("two", 1, text("two", 1))])).unwrap();
         assert_eq!(shared(&one, &steps(&pipelines, "one")), [true, false], "only the step that changed");
         assert_eq!(shared(&two, &steps(&pipelines, "two")), [true, true]);
         assert_eq!(pipelines.0[&name("one")].revision(), 2);
-        pipelines.update(&cluster(), &head, &facts(&[("two", 1, text("two", 1))])).unwrap();
+        pipelines.update(&cluster(), &facts(&[("two", 1, text("two", 1))])).unwrap();
         assert_eq!(pipelines.iter().count(), 1, "what is gone is gone");
     }
 
     #[test]
     fn a_text_that_cannot_be_read_leaves_the_last_good_steps() {
         let mut pipelines = Pipelines::default();
-        let head = Head::default();
-        pipelines.update(&cluster(), &head, &facts(&[("one", 1, text("one", 1)), ("two", 1, text("two", 1))])).unwrap();
+        pipelines.update(&cluster(), &facts(&[("one", 1, text("one", 1)), ("two", 1, text("two", 1))])).unwrap();
         let one = steps(&pipelines, "one");
         let broken = facts(&[("one", 2, "pipeline: one\nsteps: 7\n".into()), ("two", 2, text("two", 5))]);
-        pipelines.update(&cluster(), &head, &broken).unwrap();
+        pipelines.update(&cluster(), &broken).unwrap();
         assert_eq!(shared(&one, &steps(&pipelines, "one")), [true, true]);
         assert_eq!((pipelines.0[&name("one")].revision(), pipelines.0[&name("two")].revision()), (1, 2));
         assert!(pipelines.problems().count() > 0);
-        pipelines.update(&cluster(), &head, &facts(&[("one", 3, text("one", 1)), ("two", 2, text("two", 5))])).unwrap();
+        pipelines.update(&cluster(), &facts(&[("one", 3, text("one", 1)), ("two", 2, text("two", 5))])).unwrap();
         assert_eq!((pipelines.problems().count(), pipelines.0[&name("one")].revision()), (0, 3));
         // One that nothing is known of is not left out: instances would stop its steps.
-        let unknown = Pipelines::default().update(&cluster(), &head, &broken);
+        let unknown = Pipelines::default().update(&cluster(), &broken);
         assert!(matches!(unknown, Err(Error::Text(_))), "{unknown:?}");
     }
 
     #[test]
     fn wishes_change_the_steps_they_are_of() {
         let mut pipelines = Pipelines::default();
-        let head = Head::default();
         let mut facts = facts(&[("one", 1, text("one", 1)), ("two", 1, text("two", 1))]);
-        pipelines.update(&cluster(), &head, &facts).unwrap();
+        pipelines.update(&cluster(), &facts).unwrap();
         let two = steps(&pipelines, "two");
         let wishes =
             Wishes { steps: BTreeMap::from([("b".parse().unwrap(), ControlState::Paused)]), ..Wishes::default() };
         facts.wishes.insert(name("one"), (1, Arc::new(wishes)));
-        pipelines.update(&cluster(), &head, &facts).unwrap();
+        pipelines.update(&cluster(), &facts).unwrap();
         let controls: Vec<_> = steps(&pipelines, "one").iter().map(|step| step.plan.control).collect();
         assert_eq!(controls, [ControlState::Running, ControlState::Paused]);
         assert_eq!(shared(&two, &steps(&pipelines, "two")), [true, true]);
@@ -283,7 +293,7 @@ mod tests {
         let mut pipelines = Pipelines::default();
         let mut head = Head::default();
         let mut facts = facts(&[("one", 1, text("one", 1))]);
-        pipelines.update(&cluster(), &head, &facts).unwrap();
+        pipelines.update(&cluster(), &facts).unwrap();
         let module = ModuleName::new("m").unwrap();
         let info = ModuleInfo {
             module: module.clone(),
@@ -294,12 +304,14 @@ mod tests {
         };
         facts.modules = Arc::new(Modules::from([(module.clone(), info)]));
         head.modules.insert(module, 1);
-        pipelines.update(&cluster(), &head, &facts).unwrap();
+        pipelines.update(&cluster(), &facts).unwrap();
+        assert!(!pipelines.judge(&head, &facts, Duration::ZERO), "there may be more to do");
+        assert!(pipelines.judge(&head, &facts, Duration::ZERO));
         assert_eq!(pipelines.problems().count(), 1, "the module is no sink");
         assert_eq!(pipelines.0[&name("one")].steps.len(), 2, "what was applied before runs on");
         let judged = pipelines.0[&name("one")].judged.0.clone();
         head.modules.insert(ModuleName::new("other").unwrap(), 1);
-        pipelines.update(&cluster(), &head, &facts).unwrap();
+        assert!(pipelines.judge(&head, &facts, Duration::ZERO), "another module is none of its business");
         assert_eq!(pipelines.0[&name("one")].judged.0, judged);
     }
 }

@@ -39,6 +39,8 @@ use pipedoc_model::problem::chain;
 const AGAIN: Duration = Duration::from_secs(1);
 /// How long changes are gathered, so that a burst is looked at once.
 const GATHER: Duration = Duration::from_millis(20);
+/// How long pipelines are judged before changes have their turn.
+const JUDGE_FOR: Duration = Duration::from_millis(200);
 
 /// Reconciles; owned by its task.
 pub(crate) struct Reconciler {
@@ -56,6 +58,8 @@ pub(crate) struct Reconciler {
     topics: Keeper,
     /// The head that was planned last, with all its topics well.
     planned: Option<Head>,
+    /// The head whose modules have judged all pipelines.
+    judged: Option<Head>,
 }
 
 /// How a pass ended.
@@ -99,6 +103,7 @@ impl Reconciler {
             pipelines: Pipelines::default(),
             topics: Keeper::new(log),
             planned: None,
+            judged: None,
         }
     }
 
@@ -217,7 +222,6 @@ impl Reconciler {
             return Err(store::Error::Conflict { key: store::Key::new(&["head"]) }.into());
         }
         self.prepare(&current.head, &snapshot.facts).await?;
-        problems.extend(self.pipelines.problems().cloned());
         if self.planned.as_ref() != Some(&current.head) || self.topics.has_suspects() {
             let troubles = self.plan(&current.head, &snapshot.facts).await;
             if troubles.is_empty() {
@@ -228,6 +232,14 @@ impl Reconciler {
             }
             problems.extend(troubles);
         }
+        if self.judged.as_ref() != Some(&current.head) {
+            if self.judge(&current.head, &snapshot.facts).await? {
+                self.judged = Some(current.head.clone());
+            } else {
+                outcome.again = Instant::now();
+            }
+        }
+        problems.extend(self.pipelines.problems().cloned());
         outcome.problems = problems;
         Ok(outcome)
     }
@@ -238,15 +250,30 @@ impl Reconciler {
         if self.planned.as_ref() == Some(head) {
             return Ok(());
         }
+        let (cluster, facts) = (self.cluster.clone(), facts.clone());
+        Ok(self.aside(move |pipelines| pipelines.update(&cluster, &facts)).await??)
+    }
+
+    /// Lets the registrations of modules judge the pipelines, for a while; tells
+    /// whether that is done.
+    async fn judge(&mut self, head: &Head, facts: &Facts) -> Result<bool, Error> {
+        let (head, facts) = (head.clone(), facts.clone());
+        self.aside(move |pipelines| pipelines.judge(&head, &facts, JUDGE_FOR)).await
+    }
+
+    /// Works on the pipelines where that holds up nobody.
+    async fn aside<T: Send + 'static>(
+        &mut self,
+        work: impl FnOnce(&mut Pipelines) -> T + Send + 'static,
+    ) -> Result<T, Error> {
         let mut pipelines = std::mem::take(&mut self.pipelines);
-        let (cluster, head, facts) = (self.cluster.clone(), head.clone(), facts.clone());
         let work = move || {
-            let outcome = pipelines.update(&cluster, &head, &facts);
-            (pipelines, outcome)
+            let done = work(&mut pipelines);
+            (pipelines, done)
         };
-        let (pipelines, outcome) = tokio::task::spawn_blocking(work).await?;
+        let (pipelines, done) = tokio::task::spawn_blocking(work).await?;
         self.pipelines = pipelines;
-        Ok(outcome?)
+        Ok(done)
     }
 
     /// Ensures the topics of a head and publishes what came of it. Pipelines whose

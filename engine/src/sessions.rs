@@ -10,6 +10,7 @@ use std::time::SystemTime;
 
 use parking_lot::Mutex;
 use pipedoc_model::names::ModuleName;
+use pipedoc_model::registry::Modules;
 use pipedoc_proto::v1::{InstanceReport, StepReport, StepState};
 use prost_types::Timestamp;
 
@@ -184,7 +185,10 @@ impl StepNow {
 
 /// The attached instances.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Sessions(Arc<Mutex<Table>>);
+pub(crate) struct Sessions {
+    table: Arc<Mutex<Table>>,
+    kept: Arc<tokio::sync::Mutex<Modules>>,
+}
 
 #[derive(Debug, Default)]
 struct Table {
@@ -197,16 +201,22 @@ impl Sessions {
     /// Enters an instance; it leaves when the session is dropped.
     pub(crate) fn enter(&self, module: ModuleName, report: InstanceReport) -> Session {
         let attached = Arc::new(Attached::new(module, report));
-        let mut table = self.0.lock();
+        let mut table = self.table.lock();
         table.last += 1;
         let id = table.last;
         table.sessions.insert(id, attached);
         Session { id, sessions: self.clone() }
     }
 
+    /// Registrations that this engine is known to have kept in the store. To be held
+    /// while one is kept: of a thousand instances that attach at once one asks.
+    pub(crate) fn kept(&self) -> &tokio::sync::Mutex<Modules> {
+        &self.kept
+    }
+
     /// The attached instances, each once with its newest session, by module and id.
     pub(crate) fn all(&self) -> Vec<Arc<Attached>> {
-        let all: Vec<_> = self.0.lock().sessions.values().cloned().collect();
+        let all: Vec<_> = self.table.lock().sessions.values().cloned().collect();
         let mut newest = BTreeMap::new();
         for attached in all {
             newest.insert((attached.module.clone(), attached.instance_id.clone()), attached);
@@ -225,7 +235,7 @@ pub(crate) struct Session {
 impl Session {
     /// Takes in a newer report. `told` are the steps that the instance was told of.
     pub(crate) fn report(&self, report: InstanceReport, told: Option<&StepList>) {
-        if let Some(attached) = self.sessions.0.lock().sessions.get_mut(&self.id) {
+        if let Some(attached) = self.sessions.table.lock().sessions.get_mut(&self.id) {
             Arc::make_mut(attached).take(report, told);
         }
     }
@@ -233,7 +243,7 @@ impl Session {
 
 impl Drop for Session {
     fn drop(&mut self) {
-        self.sessions.0.lock().sessions.remove(&self.id);
+        self.sessions.table.lock().sessions.remove(&self.id);
     }
 }
 

@@ -189,9 +189,16 @@ impl Instance {
             self.registered = self.registration.clone();
             return;
         }
+        let mut kept = self.engine.sessions().kept().lock().await;
+        if kept.get(&info.module) == Some(&info) {
+            self.engine.editor().remember(&info);
+            self.registered = self.registration.clone();
+            return;
+        }
         match self.engine.editor().register(&info).await {
             Ok(news) => {
                 self.registered = self.registration.clone();
+                kept.insert(info.module.clone(), info);
                 if news {
                     self.engine.nudge();
                 }
