@@ -20,6 +20,10 @@ deny:
 proto:
     PIPEDOC_REGENERATE=1 cargo test -p pipedoc-proto --test drift
 
+# Kills and freezes the processes of a chain of exactly-once steps, so many times on each log.
+once times="40":
+    PIPEDOC_TEST_KILLS={{times}} cargo test -p pipedoc-tests --test system exactly_once -- --nocapture --test-threads 1
+
 # Kills writers and readers of one SQLite file at random, so often (CI: 25 times).
 kills times="200":
     PIPEDOC_TEST_KILLS={{times}} cargo test -p pipedoc-tests --test system sqlite_kills -- --nocapture
