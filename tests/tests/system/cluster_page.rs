@@ -46,7 +46,8 @@ struct Group {
 impl Group {
     fn start(command: &mut Command) -> Self {
         let shell = command.process_group(0).stdin(Stdio::null()).spawn().unwrap();
-        let watchdog = Command::new("sh")
+        // Not every `sh` can kill a group.
+        let watchdog = Command::new("bash")
             .args(["-c", "read -r _; kill -9 -- \"-$1\" 2>/dev/null", "watchdog", &shell.id().to_string()])
             .stdin(Stdio::piped())
             .spawn()
