@@ -89,7 +89,7 @@ mod tests {
         let proxy = Counting::start(echo.local_addr().unwrap().port()).await.unwrap();
         let mut client = TcpStream::connect(proxy.address).await.unwrap();
         let (mut server, _) = echo.accept().await.unwrap();
-        let mut heard = vec![0; 64];
+        let mut heard = [0; 64];
         for part in ["GET /a HTTP/1.1\r\n\r\nPUT /b HTTP", "/1.1\r\n\r\n"] {
             client.write_all(part.as_bytes()).await.unwrap();
             server.read_exact(&mut heard[..part.len()]).await.unwrap();

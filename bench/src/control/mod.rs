@@ -202,7 +202,7 @@ async fn change(bed: &Bed, number: usize) -> anyhow::Result<(Duration, Duration)
     let before = affected.first().context("nobody runs the step")?.confirmed().list.steps[&key].clone();
     let mark = u64::try_from(std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?.as_millis())?;
     let text = size.text(pipeline, step, mark);
-    let applies = number % 2 == 0;
+    let applies = number.is_multiple_of(2);
     let mut control = bed.control(number / 2 % 2).await?;
     // Reports go out each second: changes must not keep step with them.
     tokio::time::sleep(Duration::from_millis(300 + (number as u64 * 137) % 700)).await;
