@@ -41,10 +41,17 @@ async fn generations(kafka: &Kafka) -> BTreeMap<String, i32> {
     let ends = log.ends(&topic).await.unwrap();
     let all = (0..ends.len() as i32).map(|n| (TopicPartition::new(topic.clone(), n), Start::Earliest)).collect();
     let consumer = log.consumer(ConsumerConfig::new("watch", Subscription::Assigned(all))).await.unwrap();
-    let (mut found, mut left) = (BTreeMap::new(), ends.len());
-    while left > 0 {
-        match tokio::time::timeout(PATIENCE, consumer.next()).await.expect("it is read in time").unwrap() {
+    let mut found = BTreeMap::new();
+    // Members commit all the time: what was there when it began is enough, and an end is reached more than once.
+    let mut left: BTreeMap<i32, i64> =
+        (0..).zip(ends).filter(|(_, ends)| ends.end > ends.start).map(|(n, ends)| (n, ends.end)).collect();
+    let end = Instant::now() + PATIENCE;
+    while !left.is_empty() {
+        let event = tokio::time::timeout(end.saturating_duration_since(Instant::now()), consumer.next()).await;
+        match event.unwrap_or_else(|_| panic!("not read to the end: {left:?}")).unwrap() {
             Event::Records(batch) => {
+                let read = batch.records.last().map_or(0, |record| record.offset + 1);
+                left.retain(|partition, end| *partition != batch.source.partition || read < *end);
                 for record in batch.records {
                     let (Some(key), Some(value)) = (record.key, record.value) else { continue };
                     if let Some(group) = key.strip_prefix(&[0, 2]).and_then(text)
@@ -55,7 +62,7 @@ async fn generations(kafka: &Kafka) -> BTreeMap<String, i32> {
                     }
                 }
             }
-            Event::EndOfPartition { .. } => left -= 1,
+            Event::EndOfPartition { source, .. } => drop(left.remove(&source.partition)),
             _ => {}
         }
     }
