@@ -247,9 +247,10 @@ pub(super) fn retire(writer: Arc<Writer>) {
 fn outgoing<'a>(record: &'a OutgoingRecord, ticket: Ticket) -> BaseRecord<'a, [u8], [u8], Ticket> {
     let headers = (!record.headers.is_empty()).then(|| {
         let empty = OwnedHeaders::new_with_capacity(record.headers.len());
-        record.headers.iter().fold(empty, |headers, header| {
-            headers.insert(Header { key: header.name(), value: header.value() })
-        })
+        record
+            .headers
+            .iter()
+            .fold(empty, |headers, header| headers.insert(Header { key: header.name(), value: header.value() }))
     });
     BaseRecord {
         topic: record.topic.as_str(),
