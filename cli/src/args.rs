@@ -50,7 +50,7 @@ pub enum Command {
     /// Sends documents into a running pipeline through an engine.
     Submit(SubmitArgs),
     /// Shows how pipelines, steps and instances are doing, asking an engine.
-    Status(EngineAddress),
+    Status(StatusArgs),
     /// Makes a pipeline file the running one, through an engine.
     Apply(ApplyArgs),
     /// Prints a pipeline as it was applied, byte for byte.
@@ -152,6 +152,16 @@ pub struct EngineAddress {
     /// Address of an engine.
     #[arg(long, value_name = "URL", env = "PIPEDOC_ENGINE", default_value = "http://127.0.0.1:7400")]
     pub engine: String,
+}
+
+/// Arguments of `status`.
+#[derive(Debug, ClapArgs)]
+pub struct StatusArgs {
+    /// Only this pipeline, and what instances do for it. Default: all.
+    pub pipeline: Option<String>,
+    /// Which engine.
+    #[command(flatten)]
+    pub engine: EngineAddress,
 }
 
 /// Arguments of `submit`.

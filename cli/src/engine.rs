@@ -16,8 +16,14 @@ use tokio_util::sync::CancellationToken;
 use crate::args::EngineArgs;
 use crate::connect;
 
+/// So many instances and connections may be open at once, where the system allows it.
+const MOST_FILES: u64 = 65_536;
+
 /// Runs the command.
 pub async fn main(args: EngineArgs) -> anyhow::Result<ExitCode> {
+    // Each attached instance holds a file open; many systems allow 1,024 unless asked
+    // for more. Where more is not allowed, so many instances do.
+    let _ = rlimit::increase_nofile_limit(MOST_FILES);
     let telemetry = pipedoc_telemetry::init(&TelemetryConfig::new("pipedoc-engine"))?;
     let cluster = ClusterName::new(&args.cluster)?;
     std::fs::create_dir_all(&args.data).with_context(|| format!("making data folder {}", args.data.display()))?;

@@ -6,14 +6,15 @@ use std::time::SystemTime;
 use pipedoc_proto::v1::pipeline_control_client::PipelineControlClient;
 use pipedoc_proto::v1::{StatusRequest, StatusResponse, StepState, StepStatus, StepType};
 
-use crate::args::{EngineAddress, OutputFormat};
+use crate::args::{OutputFormat, StatusArgs};
 use crate::show::say;
 use crate::{connect, plan, show};
 
 /// Runs the command.
-pub async fn main(args: EngineAddress, output: OutputFormat) -> anyhow::Result<ExitCode> {
-    let mut client = PipelineControlClient::new(connect::engine(&args.engine).await?);
-    let status = client.status(StatusRequest::default()).await.map_err(connect::said)?.into_inner();
+pub async fn main(args: StatusArgs, output: OutputFormat) -> anyhow::Result<ExitCode> {
+    let mut client = PipelineControlClient::new(connect::engine(&args.engine.engine).await?);
+    let request = StatusRequest { pipeline: args.pipeline.unwrap_or_default() };
+    let status = client.status(request).await.map_err(connect::said)?.into_inner();
     match output {
         OutputFormat::Json => {
             let bytes = prost::Message::encode_to_vec(&status);

@@ -55,7 +55,7 @@ pub(crate) async fn status(
         cluster: cluster.to_string(),
         generation: view.generation.map_or(0, |generation| generation.0),
         pipelines,
-        instances: instances.iter().map(|attached| instance_status(attached)).collect(),
+        instances: instances.iter().map(|attached| instance_status(attached, only)).collect(),
         problems,
     }
 }
@@ -66,7 +66,9 @@ pub(crate) fn problem(problem: pipedoc_model::problem::Problem) -> Problem {
     Problem { file, line, column, field, message }
 }
 
-fn instance_status(attached: &Attached) -> InstanceStatus {
+/// An instance, with what it reports of all its steps or only of one pipeline's.
+fn instance_status(attached: &Attached, only: Option<&PipelineView>) -> InstanceStatus {
+    let chosen = |step: &&StepNow| only.is_none_or(|only| only.name.as_str() == step.name().0);
     InstanceStatus {
         instance_id: attached.instance_id.clone(),
         module: attached.module.to_string(),
@@ -77,7 +79,7 @@ fn instance_status(attached: &Attached) -> InstanceStatus {
         started_at: attached.started_at,
         last_report_at: Some(attached.reported_at.into()),
         refusals: attached.refusals.clone(),
-        steps: attached.steps().map(StepNow::to_report).collect(),
+        steps: attached.steps().filter(chosen).map(StepNow::to_report).collect(),
     }
 }
 

@@ -1708,7 +1708,7 @@ pub struct PipelineSummary {
 /// Asks how things are doing.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct StatusRequest {
-    /// Only this pipeline; empty: all.
+    /// Only this pipeline, and what instances report of it; empty: all.
     #[prost(string, tag = "1")]
     pub pipeline: ::prost::alloc::string::String,
 }
