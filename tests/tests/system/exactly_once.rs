@@ -119,7 +119,7 @@ async fn each_document_arrives_once(folder: &Path, url: &str) {
         .await
         .unwrap();
 
-    let mut lives = vec![1; INSTANCES];
+    let mut lives = [1; INSTANCES];
     let mut processes: Vec<Process> = (0..INSTANCES).map(|slot| start(folder, url, slot, 1)).collect();
     let producer = log.producer(ProducerConfig::default()).await.unwrap();
     let mut sent = 0;

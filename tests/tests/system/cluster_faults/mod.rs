@@ -290,7 +290,7 @@ async fn consul_is_lost(mut cluster: Cluster, consul: &mut Consul, round: u64) {
     let flows_still = cluster.work.recovered_everywhere(Instant::now()).await;
     // In turn: as the documentation says, by an apply of what ran, or from a snapshot.
     let restored = Instant::now();
-    if round % 2 == 0 {
+    if round.is_multiple_of(2) {
         cluster.place().apply(0, &pipeline(), &[]).unwrap();
     } else {
         consul.run(&["snapshot", "restore", &snapshot]);
