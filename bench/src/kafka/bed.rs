@@ -134,10 +134,8 @@ impl Bed for Embedded {
                 let Ok(event) = event else { return Err(tally.missing()) };
                 let Event::Records(batch) = event? else { continue };
                 for record in &batch.records {
-                    let number = records.number(
-                        record.key.as_deref(),
-                        record.headers.get(pipedoc_model::headers::VERSION),
-                    );
+                    let number =
+                        records.number(record.key.as_deref(), record.headers.get(pipedoc_model::headers::VERSION));
                     tally.take(number, record.timestamp, batch.source.partition, record.offset)?;
                 }
             }

@@ -256,12 +256,7 @@ impl Ledger {
             return Ok(Verdict::Wait(self.lacking.len()));
         }
         let plans = self.plans(&steps)?;
-        let kept = Kept {
-            generation: offered,
-            cluster: self.cluster.clone(),
-            log: self.log.identity.clone(),
-            steps,
-        };
+        let kept = Kept { generation: offered, cluster: self.cluster.clone(), log: self.log.identity.clone(), steps };
         self.waiting.clear();
         self.lacking.clear();
         if self.running && self.held.as_ref() == Some(&kept) {
