@@ -12,8 +12,8 @@ use pipedoc_proto::v1::{AssignedStep, Assignment, StepBody};
 
 use crate::view::{ReadyStep, StepList};
 
-/// Size of a part, about: what HTTP/2 has on the way in a stream at once.
-const PART: usize = 64 << 10;
+/// Size of a part, about: each connection keeps a buffer for the largest it has sent.
+const PART: usize = 16 << 10;
 /// What a step in a list takes beside its names and hashes, about.
 const OVERHEAD: usize = 16;
 

@@ -180,7 +180,7 @@ impl Engine {
     }
 
     /// What is planned. An engine that has just started first looks at its store.
-    async fn planned(&self) -> Result<Arc<View>, Error> {
+    pub(crate) async fn planned(&self) -> Result<Arc<View>, Error> {
         let mut view = self.view();
         let looked = tokio::time::timeout(PLANNED_WITHIN, view.wait_for(|view| view.looked)).await;
         match looked {

@@ -59,7 +59,7 @@ enum Which {
 }
 
 impl Attached {
-    fn new(module: ModuleName, report: InstanceReport) -> Self {
+    fn new(module: ModuleName, report: InstanceReport, known: Option<&StepList>) -> Self {
         let mut attached = Self {
             module,
             instance_id: report.instance_id.clone(),
@@ -73,7 +73,7 @@ impl Attached {
             reported_at: SystemTime::now(),
             steps: Vec::new(),
         };
-        attached.take(report, None);
+        attached.take(report, known);
         attached
     }
 
@@ -99,6 +99,20 @@ impl Attached {
                 Err(at) => self.steps.insert(at, step),
             }
         }
+    }
+
+    /// Spells out no more what it was told of since it reported it.
+    fn recognise(&mut self, told: &StepList) {
+        for step in &mut self.steps {
+            let Which::Other(other) = &step.which else { continue };
+            if let Some(known) = told.step(&other.0, &other.1).filter(|known| known.hash == other.2) {
+                step.which = Which::Told(Arc::clone(known));
+            }
+        }
+    }
+
+    fn spells_out(&self) -> bool {
+        self.steps.iter().any(|step| matches!(step.which, Which::Other(_)))
     }
 
     /// What it reported of a step.
@@ -198,9 +212,10 @@ struct Table {
 }
 
 impl Sessions {
-    /// Enters an instance; it leaves when the session is dropped.
-    pub(crate) fn enter(&self, module: ModuleName, report: InstanceReport) -> Session {
-        let attached = Arc::new(Attached::new(module, report));
+    /// Enters an instance; it leaves when the session is dropped. `known` are the steps
+    /// of its module.
+    pub(crate) fn enter(&self, module: ModuleName, report: InstanceReport, known: Option<&StepList>) -> Session {
+        let attached = Arc::new(Attached::new(module, report, known));
         let mut table = self.table.lock();
         table.last += 1;
         let id = table.last;
@@ -239,6 +254,15 @@ impl Session {
             Arc::make_mut(attached).take(report, told);
         }
     }
+
+    /// Notes which steps the instance was told of: an engine that has just started is
+    /// reported to before it can tell anything.
+    pub(crate) fn told(&self, told: &StepList) {
+        let mut table = self.sessions.table.lock();
+        if let Some(attached) = table.sessions.get_mut(&self.id).filter(|attached| attached.spells_out()) {
+            Arc::make_mut(attached).recognise(told);
+        }
+    }
 }
 
 impl Drop for Session {
@@ -273,7 +297,7 @@ mod tests {
             steps: vec![step("s2", "old", 1), step("s0", &list.steps()[0].hash, 2)],
             ..InstanceReport::default()
         };
-        let session = sessions.enter(module("m0"), first);
+        let session = sessions.enter(module("m0"), first, None);
         let failed = StepReport {
             last_error: "no".into(),
             partitions: vec!["t[0]".into()],
@@ -299,5 +323,22 @@ mod tests {
         );
         drop(session);
         assert!(sessions.all().is_empty());
+    }
+
+    #[test]
+    fn what_was_reported_before_it_was_told_is_not_kept_spelled_out() {
+        let view = view_of(&View::default(), vec![pipeline_view("a", &[1, 1])]);
+        let list = Arc::clone(view.list(&module("m0")).unwrap());
+        let sessions = Sessions::default();
+        let steps = vec![step("s0", &list.steps()[0].hash, 2), step("gone", "old", 1)];
+        let session =
+            sessions.enter(module("m0"), InstanceReport { steps: steps.clone(), ..InstanceReport::default() }, None);
+        assert!(sessions.all()[0].spells_out());
+        session.told(&list);
+        let spelled = |which: &Which| matches!(which, Which::Other(_));
+        assert_eq!(sessions.all()[0].steps.iter().filter(|step| spelled(&step.which)).count(), 1);
+        let mut reports: Vec<_> = sessions.all()[0].steps().map(StepNow::to_report).collect();
+        reports.sort_by_key(|report| report.step == "gone");
+        assert_eq!(reports, steps, "what it says is the same");
     }
 }

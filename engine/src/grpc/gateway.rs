@@ -51,6 +51,10 @@ impl v1::module_gateway_server::ModuleGateway for Gateway {
         request: Request<Streaming<v1::InstanceReport>>,
     ) -> Result<Response<Self::AttachStream>, Status> {
         let mut reports = request.into_inner();
+        // To an engine that has just started all come at once, with all that they have to
+        // say. It is left unread until we know what it is about; for ever it is not: what
+        // is wrong with the store must not keep anyone out of `status`.
+        let _ = self.engine.planned().await;
         let first = reports.message().await?;
         let mut first = first.ok_or_else(|| Status::invalid_argument("a session begins with a report; none came"))?;
         let info = registration::read(&first).map_err(Status::from)?;
@@ -66,7 +70,7 @@ impl v1::module_gateway_server::ModuleGateway for Gateway {
             began_with: std::mem::take(&mut first.list_hash),
             held: std::mem::take(&mut first.held_hashes).into_iter().collect(),
             generation: first.generation,
-            session: self.engine.sessions().enter(info.module.clone(), first),
+            session: self.enter(&info.module, first),
             engine: self.engine.clone(),
             module: info.module,
             registered: None,
@@ -78,6 +82,14 @@ impl v1::module_gateway_server::ModuleGateway for Gateway {
         let shutdown = self.shutdown.clone();
         tokio::spawn(async move { shutdown.run_until_cancelled(instance.serve(reports)).await });
         Ok(Response::new(ReceiverStream::new(outgoing)))
+    }
+}
+
+impl Gateway {
+    fn enter(&self, module: &ModuleName, first: v1::InstanceReport) -> Session {
+        let view = self.engine.view();
+        let list = view.borrow().list(module).cloned();
+        self.engine.sessions().enter(module.clone(), first, list.as_deref())
     }
 }
 
@@ -223,6 +235,7 @@ impl Instance {
         let known = Known { list: known, takes_changes: self.takes_changes, held: &self.held };
         let parts = assignment::tell(self.engine.cluster(), generation, &list, known);
         self.send(parts).await?;
+        self.session.told(&list);
         self.told = Some(Told { generation, list, repeated: None });
         self.held = BTreeSet::new();
         Ok(())

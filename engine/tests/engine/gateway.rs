@@ -65,7 +65,9 @@ async fn an_instance_that_holds_nothing_any_more_is_sent_the_bodies_again() {
     parser.report.refusals = vec!["no".into()];
     for _ in 0..8 {
         parser.report().await;
-        assert!(parser.assignment_within(Duration::from_millis(100)).await.is_none());
+        // A newer generation of the same steps may come.
+        let news = parser.assignment_within(Duration::from_millis(100)).await;
+        assert!(news.is_none_or(|assignment| assignment.bodies.is_empty()));
     }
 }
 
