@@ -13,6 +13,7 @@ use pipedoc_model::names::ModuleName;
 use pipedoc_model::registry::Modules;
 use pipedoc_proto::v1::{InstanceReport, StepReport, StepState};
 use prost_types::Timestamp;
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::view::{ReadyStep, StepList};
 
@@ -198,10 +199,20 @@ impl StepNow {
 }
 
 /// The attached instances.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub(crate) struct Sessions {
     table: Arc<Mutex<Table>>,
     kept: Arc<tokio::sync::Mutex<Modules>>,
+    entering: Arc<Semaphore>,
+}
+
+/// So many first reports are read at once.
+const ENTERING: usize = 16;
+
+impl Default for Sessions {
+    fn default() -> Self {
+        Self { table: Arc::default(), kept: Arc::default(), entering: Arc::new(Semaphore::new(ENTERING)) }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -221,6 +232,12 @@ impl Sessions {
         let id = table.last;
         table.sessions.insert(id, attached);
         Session { id, sessions: self.clone() }
+    }
+
+    /// Waits until another instance may enter; to be held until it has.
+    pub(crate) async fn turn_to_enter(&self) -> Option<SemaphorePermit<'_>> {
+        // It is never closed.
+        self.entering.acquire().await.ok()
     }
 
     /// Registrations that this engine is known to have kept in the store. To be held

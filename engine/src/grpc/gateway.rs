@@ -30,6 +30,9 @@ use crate::view::{ReadyStep, StepList, View, serves};
 /// sent again.
 const ON_ITS_WAY: Duration = Duration::from_millis(500);
 
+/// How long an instance may take to send its first report.
+const FIRST_WITHIN: Duration = Duration::from_secs(10);
+
 /// `ModuleGateway`, as gRPC.
 pub(crate) struct Gateway {
     engine: Engine,
@@ -55,7 +58,11 @@ impl v1::module_gateway_server::ModuleGateway for Gateway {
         // say. It is left unread until we know what it is about; for ever it is not: what
         // is wrong with the store must not keep anyone out of `status`.
         let _ = self.engine.planned().await;
-        let first = reports.message().await?;
+        // A whole report is large while it is read, so few are read at once.
+        let _turn = self.engine.sessions().turn_to_enter().await;
+        let first = tokio::time::timeout(FIRST_WITHIN, reports.message()).await;
+        let first =
+            first.map_err(|_| Status::deadline_exceeded("a session begins with a report; none came in time"))??;
         let mut first = first.ok_or_else(|| Status::invalid_argument("a session begins with a report; none came"))?;
         let info = registration::read(&first).map_err(Status::from)?;
         let log = self.engine.log_identity().await;

@@ -153,7 +153,9 @@ impl Child {
             .stdin(Stdio::from(OwnedFd::from(theirs)))
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
-            // Each further arena of glibc's takes 64 MiB of address space.
+            // Address space is what bounds a child. An arena of mimalloc's takes 1 GiB of it
+            // beforehand, each further one of glibc's 64 MiB.
+            .env("MIMALLOC_DISALLOW_ARENA_ALLOC", "1")
             .env("MALLOC_ARENA_MAX", "1")
             // A long trace would push the reason out of its last words.
             .env("RUST_BACKTRACE", "0")
