@@ -45,7 +45,8 @@ impl FakeEngine {
         self.0.sessions.lock().len()
     }
 
-    /// The newest report, put together with those before where it is partial.
+    /// The newest report, put together with those before it in its session where it is
+    /// partial.
     pub fn last_report(&self) -> v1::InstanceReport {
         self.0.reports.lock().clone()
     }
@@ -82,15 +83,15 @@ impl ModuleGateway for FakeEngine {
         request: Request<Streaming<v1::InstanceReport>>,
     ) -> Result<Response<Self::AttachStream>, Status> {
         let mut reports = request.into_inner();
-        let first = reports.message().await?.expect("a session begins with a report");
-        *self.0.reports.lock() = first;
+        let mut whole = reports.message().await?.expect("a session begins with a report");
+        *self.0.reports.lock() = whole.clone();
         let (messages, outgoing) = mpsc::unbounded_channel();
         self.0.sessions.lock().push(messages);
         let said = Arc::clone(&self.0);
         tokio::spawn(async move {
             while let Some(Ok(report)) = reports.next().await {
-                let mut last = said.reports.lock();
-                *last = together(&last, report);
+                whole = together(&whole, report);
+                *said.reports.lock() = whole.clone();
             }
         });
         Ok(Response::new(Box::pin(UnboundedReceiverStream::new(outgoing))))
