@@ -2,7 +2,8 @@
 //!
 //! An index is good for asking again and for nothing else: it may go backwards
 //! when Consul's servers are restored, and is then asked for anew from the
-//! beginning. (Consul API, "Blocking Queries".)
+//! beginning. (Consul API, "Blocking Queries".) Servers that lost their data between
+//! two queries may even stand at the same index again, so what was read counts too.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,11 +33,11 @@ impl Watcher {
         let (one, other) = (Arc::clone(client), Arc::clone(client));
         let watch_head = keep_asking(changes.clone(), move |after| {
             let (client, head) = (Arc::clone(&one), head.clone());
-            async move { client.read(&head, after).await.map(forget) }
+            async move { client.read(&head, after).await }
         });
         let watch_inbox = keep_asking(changes.clone(), move |after| {
             let (client, inbox) = (Arc::clone(&other), inbox.clone());
-            async move { client.keys(&inbox, after).await.map(forget) }
+            async move { client.keys(&inbox, after).await }
         });
         let tasks = [tokio::spawn(watch_head), tokio::spawn(watch_inbox)].map(AbortOnDropHandle::new);
         Self { changes, _tasks: tasks }
@@ -47,19 +48,16 @@ impl Watcher {
     }
 }
 
-fn forget<T>(answer: Indexed<T>) -> u64 {
-    answer.index
-}
-
-async fn keep_asking<F>(changes: watch::Sender<u64>, ask: impl Fn(Option<u64>) -> F)
+async fn keep_asking<F, T>(changes: watch::Sender<u64>, ask: impl Fn(Option<u64>) -> F)
 where
-    F: Future<Output = Result<u64, Failure>>,
+    F: Future<Output = Result<Indexed<T>, Failure>>,
+    T: PartialEq,
 {
     let mut asking = Asking::default();
     loop {
         match ask(asking.after).await {
-            Ok(index) => {
-                if asking.answered(index) {
+            Ok(answer) => {
+                if asking.answered(answer) {
                     changes.send_modify(|count| *count = count.wrapping_add(1));
                     tokio::time::sleep(GATHER).await;
                 }
@@ -78,17 +76,27 @@ where
 }
 
 /// Where a chain of blocking queries stands.
-#[derive(Debug, Default)]
-struct Asking {
+#[derive(Debug)]
+struct Asking<T> {
     /// Index to wait beyond; none: ask at once.
     after: Option<u64>,
+    /// What was read last.
+    read: Option<T>,
     failures: u32,
 }
 
-impl Asking {
-    /// Takes an answer's index in; tells whether there may be news.
-    fn answered(&mut self, index: u64) -> bool {
+impl<T> Default for Asking<T> {
+    fn default() -> Self {
+        Self { after: None, read: None, failures: 0 }
+    }
+}
+
+impl<T: PartialEq> Asking<T> {
+    /// Takes an answer in; tells whether there may be news.
+    fn answered(&mut self, Indexed { value, index }: Indexed<T>) -> bool {
         self.failures = 0;
+        let differs = self.read.as_ref() != Some(&value);
+        self.read = Some(value);
         let before = self.after;
         // Index 0 means that the server had none; asking with it would not block.
         self.after = Some(index.max(1));
@@ -98,7 +106,7 @@ impl Asking {
                 self.after = None;
                 true
             }
-            Some(before) => index > before,
+            Some(before) => index > before || differs,
             None => true,
         }
     }
@@ -119,27 +127,39 @@ impl Asking {
 mod tests {
     use super::*;
 
+    fn answer(value: &str, index: u64) -> Indexed<&str> {
+        Indexed { value, index }
+    }
+
     #[test]
     fn an_index_that_goes_backwards_is_asked_for_anew_and_is_news() {
         let mut asking = Asking::default();
-        assert!(asking.answered(40));
+        assert!(asking.answered(answer("head", 40)));
         assert_eq!(asking.after, Some(40));
-        assert!(!asking.answered(40), "the waiting time has passed");
-        assert!(asking.answered(41));
-        assert!(asking.answered(7), "another state, older or not");
+        assert!(!asking.answered(answer("head", 40)), "the waiting time has passed");
+        assert!(asking.answered(answer("head", 41)));
+        assert!(asking.answered(answer("head", 7)), "another state, older or not");
         assert_eq!(asking.after, None);
-        assert!(asking.answered(7));
+        assert!(asking.answered(answer("head", 7)));
         assert_eq!(asking.after, Some(7));
+    }
+
+    #[test]
+    fn servers_that_came_back_empty_at_the_same_index_are_news() {
+        let mut asking = Asking::default();
+        assert!(asking.answered(answer("head", 14)));
+        assert!(asking.answered(answer("", 14)));
+        assert!(!asking.answered(answer("", 14)));
     }
 
     #[test]
     fn what_may_have_been_missed_while_it_was_away_is_news() {
         let mut asking = Asking::default();
-        asking.answered(40);
+        asking.answered(answer("head", 40));
         for _ in 0..20 {
             assert!(asking.failed() <= PAUSE.1);
         }
-        assert!(asking.answered(40));
-        assert!(!asking.answered(40));
+        assert!(asking.answered(answer("head", 40)));
+        assert!(!asking.answered(answer("head", 40)));
     }
 }
