@@ -24,6 +24,12 @@ proto:
 once times="40":
     PIPEDOC_TEST_KILLS={{times}} cargo test -p pipedoc-tests --test system exactly_once -- --nocapture --test-threads 1
 
+# Chaos for so long (`90s`, `30m`, `2h`), on sqlite and kafka side by side or on one of them, under AT_LEAST_ONCE and
+# EXACTLY_ONCE at once or one of them. Processes are killed, frozen and joined by others, brokers restarted; at the end
+# a table. A seed repeats a run's choices.
+chaos length="10m" seed="" on="" guarantee="":
+    PIPEDOC_TEST_CHAOS={{length}} PIPEDOC_TEST_SEED={{seed}} PIPEDOC_TEST_ON={{on}} PIPEDOC_TEST_GUARANTEE={{guarantee}} cargo test -p pipedoc-tests --test system chaos::on_ -- --nocapture
+
 # Kills writers and readers of one SQLite file at random, so often (CI: 25 times).
 kills times="200":
     PIPEDOC_TEST_KILLS={{times}} cargo test -p pipedoc-tests --test system sqlite_kills -- --nocapture

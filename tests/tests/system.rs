@@ -6,6 +6,7 @@
 
 mod system {
     mod bed;
+    mod chaos;
     mod cluster_changes;
     mod cluster_faults;
     mod cluster_library;
