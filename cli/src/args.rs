@@ -51,6 +51,8 @@ pub enum Command {
     Submit(SubmitArgs),
     /// Shows how pipelines, steps and instances are doing, asking an engine.
     Status(StatusArgs),
+    /// Lets steps go on whose partitions stand still by themselves.
+    Resume(ResumeArgs),
     /// Makes a pipeline file the running one, through an engine.
     Apply(ApplyArgs),
     /// Prints a pipeline as it was applied, byte for byte.
@@ -159,6 +161,21 @@ pub struct EngineAddress {
 pub struct StatusArgs {
     /// Only this pipeline, and what instances do for it. Default: all.
     pub pipeline: Option<String>,
+    /// Which engine.
+    #[command(flatten)]
+    pub engine: EngineAddress,
+}
+
+/// Arguments of `resume`.
+#[derive(Debug, ClapArgs)]
+#[command(
+    after_help = "A partition stands still when a record of it was given up on (on_exhausted: PAUSE), and all of a step when too\nmany were (stop_at_failure_rate); `pipedoc status` shows which, since when and why. What stopped them is tried again."
+)]
+pub struct ResumeArgs {
+    /// Name of the pipeline.
+    pub pipeline: String,
+    /// Only this step. Default: all of the pipeline.
+    pub step: Option<String>,
     /// Which engine.
     #[command(flatten)]
     pub engine: EngineAddress,

@@ -15,6 +15,7 @@ mod modules;
 mod new;
 mod pipelines;
 mod plan;
+mod resume;
 mod run;
 mod show;
 mod status;
@@ -45,6 +46,7 @@ fn main() -> ExitCode {
             Command::Module(command) => module::main(command).await,
             Command::Submit(command) => submit::main(command, output).await,
             Command::Status(command) => status::main(command, output).await,
+            Command::Resume(command) => resume::main(command, output).await,
             Command::Apply(command) => apply::main(command, output).await,
             Command::Get(command) => pipelines::get(command, output).await,
             Command::History(command) => pipelines::history(command, output).await,

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::time::SystemTime;
 
 use pipedoc_proto::v1::pipeline_control_client::PipelineControlClient;
-use pipedoc_proto::v1::{StatusRequest, StatusResponse, StepState, StepStatus, StepType};
+use pipedoc_proto::v1::{PipelineStatus, StatusRequest, StatusResponse, StepState, StepStatus, StepType};
 
 use crate::args::{OutputFormat, StatusArgs};
 use crate::show::say;
@@ -61,6 +61,7 @@ fn print(status: &StatusResponse) {
         let heads =
             ["STEP", "TYPE", "MODULE", "STATE", "INSTANCES", "LAG", "AT WORK", "DONE", "DEAD LETTERS", "LAST ERROR"];
         show::table(&heads, &rows);
+        print_paused(pipeline);
     }
     if !status.instances.is_empty() {
         say!("");
@@ -86,17 +87,45 @@ fn print(status: &StatusResponse) {
     }
 }
 
+/// Partitions of a pipeline that stand still by themselves.
+fn print_paused(pipeline: &PipelineStatus) {
+    let mut rows = Vec::new();
+    for step in &pipeline.steps {
+        rows.extend(step.paused.iter().map(|paused| {
+            vec![
+                step.step.clone(),
+                paused.partition.clone(),
+                ago(paused.since.and_then(|at| SystemTime::try_from(at).ok())).unwrap_or_default(),
+                word(paused.reason().as_str_name(), "PAUSE_REASON_"),
+                paused.offset.map(|offset| offset.to_string()).unwrap_or_default(),
+                paused.document.clone(),
+                show::first_line(&paused.error, 120),
+            ]
+        }));
+    }
+    if !rows.is_empty() {
+        let name = &pipeline.pipeline;
+        say!("\npaused by themselves; `pipedoc resume {name} [STEP]` tries again what stopped them");
+        show::table(&["STEP", "PARTITION", "SINCE", "REASON", "OFFSET", "DOCUMENT", "ERROR"], &rows);
+    }
+}
+
 /// The last error of a step and how long ago it was.
 fn error(step: &StepStatus) -> String {
     let line = show::first_line(&step.last_error, 80);
-    let at = step.last_error_at.and_then(|at| SystemTime::try_from(at).ok());
-    match at.and_then(|at| at.elapsed().ok()).map(|age| age.as_secs()) {
-        Some(_) if line.is_empty() => line,
-        None => line,
-        Some(seconds @ 0..120) => format!("{line} ({seconds} s ago)"),
-        Some(seconds @ 120..7200) => format!("{line} ({} min ago)", seconds / 60),
-        Some(seconds) => format!("{line} ({} h ago)", seconds / 3600),
+    match ago(step.last_error_at.and_then(|at| SystemTime::try_from(at).ok())) {
+        Some(ago) if !line.is_empty() => format!("{line} ({ago})"),
+        _ => line,
     }
+}
+
+/// How long ago something was.
+fn ago(at: Option<SystemTime>) -> Option<String> {
+    Some(match at?.elapsed().ok()?.as_secs() {
+        seconds @ 0..120 => format!("{seconds} s ago"),
+        seconds @ 120..7200 => format!("{} min ago", seconds / 60),
+        seconds => format!("{} h ago", seconds / 3600),
+    })
 }
 
 fn word(name: &str, prefix: &str) -> String {

@@ -1,6 +1,7 @@
 //! An engine: everything it holds, and what callers can ask of it.
 
 mod pipelines;
+mod resume;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -44,6 +44,16 @@ pub enum Error {
         /// Its steps that take documents.
         known: Vec<String>,
     },
+    /// No step of the pipeline has the name.
+    #[error("pipeline {pipeline} has no step named {found:?}; {}", known_names("step", .known))]
+    NoSuchStep {
+        /// The pipeline.
+        pipeline: PipelineName,
+        /// The name.
+        found: String,
+        /// Its steps.
+        known: Vec<String>,
+    },
     /// The request names no step, and there is no single one to take.
     #[error("pipeline {pipeline} has {} where documents could go in; name one of its steps: {}", count(.entrances), .known.join(", "))]
     AmbiguousStep {

@@ -25,6 +25,7 @@ mod offload;
 mod prepared;
 mod reconcile;
 mod registration;
+mod resumes;
 mod sessions;
 mod snapshot;
 mod status;

@@ -4,17 +4,17 @@
 //! here. A thousand instances with hundreds of steps each are kept small: a step
 //! that an instance was told of is not spelled out again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use parking_lot::Mutex;
 use pipedoc_model::names::ModuleName;
 use pipedoc_model::registry::Modules;
-use pipedoc_proto::v1::{InstanceReport, StepReport, StepState};
+use pipedoc_proto::v1::{InstanceReport, PausedPartition, Resume, StepReport, StepState};
 use prost_types::Timestamp;
-use tokio::sync::{Semaphore, SemaphorePermit};
 
+use crate::resumes::Resumes;
 use crate::view::{ReadyStep, StepList};
 
 /// An attached instance.
@@ -29,6 +29,8 @@ pub(crate) struct Attached {
     pub(crate) generation: u64,
     pub(crate) from_disk: bool,
     pub(crate) refusals: Vec<String>,
+    /// What it is to be told to resume.
+    pub(crate) resumes: Arc<Resumes>,
     /// When its last report came.
     pub(crate) reported_at: SystemTime,
     /// Its steps, by their names.
@@ -44,10 +46,20 @@ pub(crate) struct StepNow {
     pub(crate) in_flight: i64,
     pub(crate) done: i64,
     pub(crate) failed: i64,
-    /// The newest error and when it was; most steps have none.
-    error: Option<Box<(String, Option<Timestamp>)>>,
+    /// Most steps have none.
+    trouble: Option<Box<Trouble>>,
     partitions: Box<[String]>,
     drained: bool,
+}
+
+/// What is wrong with a step.
+#[derive(Debug, Clone)]
+struct Trouble {
+    /// The newest error and when it was.
+    error: String,
+    at: Option<Timestamp>,
+    /// Partitions that the instance has paused by itself.
+    paused: Vec<PausedPartition>,
 }
 
 /// Which step that is, and the hash of what it does.
@@ -60,7 +72,7 @@ enum Which {
 }
 
 impl Attached {
-    fn new(module: ModuleName, report: InstanceReport, known: Option<&StepList>) -> Self {
+    fn new(module: ModuleName, report: InstanceReport) -> Self {
         let mut attached = Self {
             module,
             instance_id: report.instance_id.clone(),
@@ -71,10 +83,11 @@ impl Attached {
             generation: 0,
             from_disk: false,
             refusals: Vec::new(),
+            resumes: Arc::default(),
             reported_at: SystemTime::now(),
             steps: Vec::new(),
         };
-        attached.take(report, known);
+        attached.take(report, None);
         attached
     }
 
@@ -93,6 +106,10 @@ impl Attached {
             self.steps = steps.collect();
             self.steps.sort_by(|a, b| a.name().cmp(&b.name()));
             return;
+        }
+        let gone: BTreeSet<_> = report.gone.iter().filter_map(|name| name.split_once('/')).collect();
+        if !gone.is_empty() {
+            self.steps.retain(|step| !gone.contains(&step.name()));
         }
         for step in steps {
             match self.place(step.name()) {
@@ -138,7 +155,8 @@ impl StepNow {
             Some(step) => Which::Told(Arc::clone(step)),
             None => Which::Other(Box::new((report.pipeline, report.step, report.hash))),
         };
-        let has_error = !report.last_error.is_empty() || report.last_error_at.is_some();
+        let (error, at, paused) = (report.last_error, report.last_error_at, report.paused);
+        let has_trouble = !error.is_empty() || at.is_some() || !paused.is_empty();
         Self {
             which,
             state: report.state,
@@ -146,7 +164,7 @@ impl StepNow {
             in_flight: report.in_flight,
             done: report.done,
             failed: report.failed,
-            error: has_error.then(|| Box::new((report.last_error, report.last_error_at))),
+            trouble: has_trouble.then(|| Box::new(Trouble { error, at, paused })),
             partitions: report.partitions.into(),
             drained: report.drained,
         }
@@ -166,12 +184,17 @@ impl StepNow {
 
     /// The newest error; empty if there was none.
     pub(crate) fn last_error(&self) -> &str {
-        self.error.as_ref().map_or("", |error| &error.0)
+        self.trouble.as_ref().map_or("", |trouble| &trouble.error)
     }
 
     /// When that was.
     pub(crate) fn last_error_at(&self) -> Option<Timestamp> {
-        self.error.as_ref().and_then(|error| error.1)
+        self.trouble.as_ref().and_then(|trouble| trouble.at)
+    }
+
+    /// Partitions that the instance has paused by itself.
+    pub(crate) fn paused(&self) -> &[PausedPartition] {
+        self.trouble.as_ref().map_or(&[], |trouble| &trouble.paused)
     }
 
     /// The report that it was.
@@ -194,25 +217,16 @@ impl StepNow {
             partitions: self.partitions.to_vec(),
             hash: hash.clone(),
             drained: self.drained,
+            paused: self.paused().to_vec(),
         }
     }
 }
 
 /// The attached instances.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Sessions {
     table: Arc<Mutex<Table>>,
     kept: Arc<tokio::sync::Mutex<Modules>>,
-    entering: Arc<Semaphore>,
-}
-
-/// So many first reports are read at once.
-const ENTERING: usize = 16;
-
-impl Default for Sessions {
-    fn default() -> Self {
-        Self { table: Arc::default(), kept: Arc::default(), entering: Arc::new(Semaphore::new(ENTERING)) }
-    }
 }
 
 #[derive(Debug, Default)]
@@ -223,21 +237,15 @@ struct Table {
 }
 
 impl Sessions {
-    /// Enters an instance; it leaves when the session is dropped. `known` are the steps
-    /// of its module.
-    pub(crate) fn enter(&self, module: ModuleName, report: InstanceReport, known: Option<&StepList>) -> Session {
-        let attached = Arc::new(Attached::new(module, report, known));
+    /// Enters an instance; it leaves when the session is dropped.
+    pub(crate) fn enter(&self, module: ModuleName, report: InstanceReport) -> Session {
+        let attached = Arc::new(Attached::new(module, report));
+        let resumes = Arc::clone(&attached.resumes);
         let mut table = self.table.lock();
         table.last += 1;
         let id = table.last;
         table.sessions.insert(id, attached);
-        Session { id, sessions: self.clone() }
-    }
-
-    /// Waits until another instance may enter; to be held until it has.
-    pub(crate) async fn turn_to_enter(&self) -> Option<SemaphorePermit<'_>> {
-        // It is never closed.
-        self.entering.acquire().await.ok()
+        Session { id, sessions: self.clone(), resumes }
     }
 
     /// Registrations that this engine is known to have kept in the store. To be held
@@ -262,6 +270,7 @@ impl Sessions {
 pub(crate) struct Session {
     id: u64,
     sessions: Sessions,
+    resumes: Arc<Resumes>,
 }
 
 impl Session {
@@ -270,6 +279,12 @@ impl Session {
         if let Some(attached) = self.sessions.table.lock().sessions.get_mut(&self.id) {
             Arc::make_mut(attached).take(report, told);
         }
+    }
+
+    /// Waits until the instance is to be told to resume steps. Cancelling it loses
+    /// nothing.
+    pub(crate) async fn to_resume(&self) -> Resume {
+        self.resumes.next().await
     }
 
     /// Notes which steps the instance was told of: an engine that has just started is
@@ -314,7 +329,7 @@ mod tests {
             steps: vec![step("s2", "old", 1), step("s0", &list.steps()[0].hash, 2)],
             ..InstanceReport::default()
         };
-        let session = sessions.enter(module("m0"), first, None);
+        let session = sessions.enter(module("m0"), first);
         let failed = StepReport {
             last_error: "no".into(),
             partitions: vec!["t[0]".into()],
@@ -329,6 +344,15 @@ mod tests {
         assert_eq!(one.step("a", "s0").unwrap().done, 2);
         assert_eq!(one.step("a", "s2").unwrap().to_report(), failed);
         assert_eq!(one.steps().count(), 2);
+        let news = InstanceReport {
+            steps: vec![step("s4", "new", 1)],
+            gone: vec!["a/s0".into(), "a/never".into()],
+            partial: true,
+            ..InstanceReport::default()
+        };
+        session.report(news, Some(&list));
+        let names: Vec<_> = sessions.all()[0].steps().map(|step| step.name().1.to_owned()).collect();
+        assert_eq!(names, ["s2", "s4"]);
 
         let whole = InstanceReport { steps: vec![step("s0", "x", 3)], ..InstanceReport::default() };
         session.report(whole, Some(&list));
@@ -349,7 +373,7 @@ mod tests {
         let sessions = Sessions::default();
         let steps = vec![step("s0", &list.steps()[0].hash, 2), step("gone", "old", 1)];
         let session =
-            sessions.enter(module("m0"), InstanceReport { steps: steps.clone(), ..InstanceReport::default() }, None);
+            sessions.enter(module("m0"), InstanceReport { steps: steps.clone(), ..InstanceReport::default() });
         assert!(sessions.all()[0].spells_out());
         session.told(&list);
         let spelled = |which: &Which| matches!(which, Which::Other(_));

@@ -112,6 +112,7 @@ fn step_status(plan: &StepPlan, instances: &[Arc<Attached>]) -> StepStatus {
         last_error: newest.map(|report| report.last_error().to_owned()).unwrap_or_default(),
         last_error_at: newest.and_then(|report| report.last_error_at()),
         instances: u32::try_from(serving.len()).unwrap_or(u32::MAX),
+        paused: reports.iter().flat_map(|report| report.paused()).cloned().collect(),
     }
 }
 
@@ -151,6 +152,7 @@ fn add(status: &mut StepStatus, report: &StepNow) {
     status.in_flight += report.in_flight;
     status.done += report.done;
     status.failed += report.failed;
+    status.paused.extend_from_slice(report.paused());
     let at = |at: Option<prost_types::Timestamp>| at.map(|at| (at.seconds, at.nanos));
     if !report.last_error().is_empty() && at(report.last_error_at()) >= at(status.last_error_at) {
         report.last_error().clone_into(&mut status.last_error);

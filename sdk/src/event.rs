@@ -1,10 +1,47 @@
-//! What happens in the runtime, as typed events for whoever wants to know:
-//! logs, metrics, the summary of `pipedoc run`.
+//! What happens in the runtime, as typed events for whoever wants to know.
+//!
+//! ```text
+//! a step ─▶ event ─┬─▶ lines of the log
+//!                  ├─▶ subscribers: bounded, never waited for
+//!                  └─▶ the observer: metrics, the summary of `pipedoc run`
+//! ```
+//!
+//! A module subscribes to its own step's, a program to all of its instance's:
+//!
+//! ```no_run
+//! use pipedoc_sdk::event::{Event, Heard};
+//! use pipedoc_sdk::module::Step;
+//!
+//! /// To be called in a module's `open`.
+//! fn watch(step: &Step) {
+//!     let mut events = step.events();
+//!     tokio::spawn(async move {
+//!         while let Some(heard) = events.next().await {
+//!             match heard {
+//!                 Heard::Event(happened) => match &happened.event {
+//!                     Event::DeadLetter { document, error, .. } => eprintln!("{document}: {error}"),
+//!                     Event::PartitionPaused(paused) => eprintln!("{} stands still", paused.partition),
+//!                     other => eprintln!("{}", other.name()),
+//!                 },
+//!                 Heard::Missed(events) => eprintln!("{events} events went by"),
+//!             }
+//!         }
+//!     });
+//! }
+//! ```
+//!
+//! docs/events.md lists all of them.
+
+mod lines;
+mod stream;
+
+use std::sync::Arc;
 
 use pipedoc_model::names::StepId;
 use pipedoc_transport::log::TopicPartition;
 
-use crate::runtime::status::StepState;
+use crate::runtime::status::{PausedPartition, StepState};
+pub use stream::{CAPACITY, Events, Happened, Heard, Subscription};
 
 /// Something that happened in a step.
 ///
@@ -80,14 +117,7 @@ pub enum Event {
     },
     /// A record was given up on, and its partition stands still until the step is
     /// resumed or begins anew (`on_exhausted: PAUSE`, `stop_at_failure_rate`).
-    PartitionPaused {
-        /// The partition.
-        source: TopicPartition,
-        /// The document; empty when the partition stands still for others.
-        document: String,
-        /// Why, the whole chain.
-        error: String,
-    },
+    PartitionPaused(PausedPartition),
     /// A partition that stood still is read on.
     PartitionResumed {
         /// The partition.
@@ -106,6 +136,11 @@ pub enum Event {
     Revoked(Vec<TopicPartition>),
     /// Partitions were lost without a chance to commit.
     Lost(Vec<TopicPartition>),
+    /// The group was divided anew: partitions have come, gone or were lost.
+    Rebalanced {
+        /// What the step owns in this instance now, in order.
+        owned: Vec<TopicPartition>,
+    },
     /// Reading could not go on where it was to: records are gone.
     OffsetsGone {
         /// The partition.
@@ -118,6 +153,12 @@ pub enum Event {
     /// A commit failed; what it named may come again.
     CommitFailed {
         /// Why.
+        error: String,
+    },
+    /// The step's clients were of no use any more (a consumer that stalled, a producer
+    /// that broke), and new ones are made. What was in flight comes again.
+    ConnectionsRenewed {
+        /// Why, the whole chain.
         error: String,
     },
     /// A disk is full. The step waits for room, however long that takes: nothing is
@@ -137,6 +178,45 @@ pub enum Event {
         /// What.
         error: String,
     },
+}
+
+impl Event {
+    /// Its name in lines and metrics.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Found { .. } => "document.found",
+            Self::Unchanged { .. } => "document.unchanged",
+            Self::Deleted { .. } => "document.deleted",
+            Self::Done { .. } => "delivery.done",
+            Self::Retrying { .. } => "delivery.retrying",
+            Self::DeadLetter { .. } => "dead_letter.sent",
+            Self::Skipped { .. } => "delivery.skipped",
+            Self::Partial { .. } => "delivery.partial",
+            Self::DeletionEnded { .. } => "deletion.ended",
+            Self::PartitionPaused(_) => "partition.paused",
+            Self::PartitionResumed { .. } => "partition.resumed",
+            Self::FailureRateReached { .. } => "failure_rate.reached",
+            Self::State(_) => "step.state",
+            Self::Assigned(_) => "partitions.assigned",
+            Self::Revoked(_) => "partitions.revoked",
+            Self::Lost(_) => "partitions.lost",
+            Self::Rebalanced { .. } => "group.rebalanced",
+            Self::OffsetsGone { .. } => "offsets.gone",
+            Self::CommitFailed { .. } => "commit.failed",
+            Self::ConnectionsRenewed { .. } => "connections.renewed",
+            Self::StorageFull { .. } => "storage.full",
+            Self::LogBroken { .. } => "log.broken",
+            Self::Error { .. } => "error.occurred",
+        }
+    }
+
+    /// Whether it is of a single document that goes its way: as many as there are
+    /// documents.
+    #[must_use]
+    pub fn is_routine(&self) -> bool {
+        matches!(self, Self::Found { .. } | Self::Unchanged { .. } | Self::Deleted { .. } | Self::Done { .. })
+    }
 }
 
 /// Learns of events, in the thread where they happen; must not block.
@@ -160,5 +240,29 @@ impl Observer for Unobserved {
 
     fn heeds_documents(&self) -> bool {
         false
+    }
+}
+
+/// Gives an instance's events to all who hear of them.
+pub(crate) struct Fanout {
+    observer: Arc<dyn Observer>,
+    events: Events,
+}
+
+impl Fanout {
+    pub(crate) fn new(observer: Arc<dyn Observer>, events: Events) -> Self {
+        Self { observer, events }
+    }
+}
+
+impl Observer for Fanout {
+    fn event(&self, step: &StepId, event: &Event) {
+        lines::write(step, event);
+        self.events.tell(step, event);
+        self.observer.event(step, event);
+    }
+
+    fn heeds_documents(&self) -> bool {
+        self.observer.heeds_documents() || self.events.heeds_documents()
     }
 }

@@ -17,12 +17,12 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use crate::event::Observer;
+use crate::event::{Events, Fanout, Observer};
 use crate::factory::Factory;
 use crate::layers::Layers;
 pub use crate::runtime::partitions::Bounds;
 use crate::runtime::status::Board;
-pub use crate::runtime::status::{StepState, StepStatus};
+pub use crate::runtime::status::{PauseReason, PausedPartition, StepState, StepStatus};
 use crate::runtime::step::{Surroundings, Wanted, supervise};
 
 /// How long a step that is wanted no more may take to finish what is in flight.
@@ -82,7 +82,9 @@ impl Instance {
     pub fn start_within(config: InstanceConfig, bounds: Bounds) -> Self {
         let InstanceConfig { log, objects, id, data, factories, observer, layers } = config;
         let factories = factories.into_iter().map(|factory| (factory.info().module.clone(), factory)).collect();
-        let around = Surroundings { log, shelf: objects, id, data, factories, observer, layers, bounds };
+        let events = Events::default();
+        let observer = Arc::new(Fanout::new(observer, events.clone()));
+        let around = Surroundings { log, shelf: objects, id, data, factories, observer, events, layers, bounds };
         Self(Arc::new(Inner { around: Arc::new(around), steps: Mutex::default() }))
     }
 
@@ -125,6 +127,12 @@ impl Instance {
             running.map(|running| Arc::clone(&running.board)).collect()
         };
         boards.into_iter().map(|board| board.status()).collect()
+    }
+
+    /// What happens in its steps, to be subscribed to.
+    #[must_use]
+    pub fn events(&self) -> &Events {
+        &self.0.around.events
     }
 
     /// Lets the partitions of a step go on that stand still because of

@@ -13,9 +13,11 @@ use serde::de::DeserializeOwned;
 use tokio_util::sync::CancellationToken;
 
 use crate::connector::{Emitter, State};
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::event::{Events, Subscription};
 use crate::output::Output;
 use crate::record::{Message, Record, RecordBatch, RecordContext, TopicPartition};
+use crate::runtime::claims::{Lent, needs_hydration};
 
 /// The step that a module works for, as far as a module may know it.
 #[derive(Debug, Clone)]
@@ -23,6 +25,10 @@ pub struct Step {
     inner: Arc<StepInner>,
     /// See [`Step::lanes`].
     lanes: Arc<[u64]>,
+    /// None where no runtime calls.
+    events: Option<Events>,
+    /// See [`Step::hydrate`].
+    claims: Option<Lent>,
 }
 
 #[derive(Debug)]
@@ -45,12 +51,42 @@ impl Step {
         stopping: CancellationToken,
     ) -> Self {
         let inner = StepInner { cluster, id, step_type, data, stopping };
-        Self { inner: Arc::new(inner), lanes: Arc::default() }
+        Self { inner: Arc::new(inner), lanes: Arc::default(), events: None, claims: None }
+    }
+
+    /// The same step, whose events can be heard there.
+    pub(crate) fn hearing(self, events: Events) -> Self {
+        Self { events: Some(events), ..self }
     }
 
     /// The same step, for a batch whose documents stand in these lanes.
     pub(crate) fn for_batch(&self, lanes: Vec<u64>) -> Self {
-        Self { inner: Arc::clone(&self.inner), lanes: lanes.into() }
+        Self { lanes: lanes.into(), ..self.clone() }
+    }
+
+    /// The same step, for work that may read claims back.
+    pub(crate) fn with_claims(&self, claims: Lent) -> Self {
+        Self { claims: Some(claims), ..self.clone() }
+    }
+
+    /// Reads back what a document refers to in the object store, in steps with
+    /// `hydration: LAZY`; a document that is whole comes back as it is. What was read
+    /// back counts as the step's memory until its documents are done.
+    ///
+    /// # Errors
+    /// Permanent: the claim is wrong, more than `hydrate_max`, or the step does not read
+    /// back (`hydration: NEVER`). Retryable: the store is away.
+    pub async fn hydrate(&self, doc: PipeDoc) -> Result<PipeDoc> {
+        if !needs_hydration(&doc) {
+            return Ok(doc);
+        }
+        match &self.claims {
+            Some(claims) => claims.hydrate(doc).await,
+            None => {
+                let refused = format!("{} lies in the object store; give the step `hydration: LAZY` or EAGER", doc.id);
+                Err(Error::permanent(refused).with_kind("not-hydrated"))
+            }
+        }
     }
 
     /// The cluster.
@@ -83,6 +119,16 @@ impl Step {
     #[must_use]
     pub fn lanes(&self) -> &[u64] {
         &self.lanes
+    }
+
+    /// From now on, what happens in this step in this instance, but for each single
+    /// document that goes its way; see [`crate::event`]. Without events where no runtime
+    /// calls.
+    #[must_use]
+    pub fn events(&self) -> Subscription {
+        // Of a stream that nobody holds, the subscription has ended.
+        let events = self.events.clone().unwrap_or_default();
+        events.subscribe().of_step(self.inner.id.clone())
     }
 
     /// Resolves when the step is to stop. A connector's `run` should return soon

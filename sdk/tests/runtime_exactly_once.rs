@@ -9,13 +9,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use bed::{Bed, DEAD, Read, doc, plan, until, way};
+use bed::{Bed, DEAD, Pipes, Read, doc, plan, until, way};
 use pipedoc_model::headers::SOURCE_OFFSET;
 use pipedoc_model::names::Topic;
 use pipedoc_model::step::{Batch, Delivery, OnExhausted, Ordering, Retries, StepPlan};
 use pipedoc_proto::PipeDoc;
 use pipedoc_sdk::event::Event;
+use pipedoc_sdk::factory::Factory;
 use pipedoc_sdk::instance::StepState;
+use pipedoc_sdk::layers::Layers;
 use pipedoc_sdk::progress;
 use pipedoc_transport::log::{
     Commit, Committed, Consumer, ConsumerConfig, Ends, Error, Log, OutgoingRecord, Producer, ProducerConfig, Result,
@@ -273,6 +275,21 @@ async fn a_log_that_refuses_transactions_is_told_and_nothing_is_read() {
     .await;
     assert_ne!(bed.status("s").state, StepState::Stopped);
     assert_eq!(bed.read("out").await.len(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_log_that_refuses_transactions_is_told_of_by_record_modules_and_nothing_is_written() {
+    let refusing = Refusing(MemoryLog::new());
+    let bed = Bed::with(Arc::new(refusing), vec![Factory::records::<Pipes>()], Layers::new());
+    let plan = StepPlan { module: "pipes".parse().unwrap(), ..exactly_once() };
+    bed.topic("in", 4).await;
+    bed.send_records(records(&numbered(3, ""))).await;
+    bed.run(std::slice::from_ref(&plan)).await;
+    until("it to be told", || bed.status("s").last_error.contains("here:9092").then_some(())).await;
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!((bed.read("out").await.len(), bed.status("s").done), (0, 0));
+    bed.instance.stop(Duration::ZERO).await;
+    assert_eq!(bed.committed(&plan).await.values().sum::<i64>(), 0, "all of it comes again");
 }
 
 #[tokio::test]

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "what helps a test fails with it")]
 
 mod bed;
+mod stops;
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -12,7 +13,7 @@ use parking_lot::Mutex;
 use pipedoc_model::step::{ControlState, FailureRate, OnExhausted, StepPlan};
 use pipedoc_sdk::event::Event;
 use pipedoc_sdk::factory::Factory;
-use pipedoc_sdk::instance::StepState;
+use pipedoc_sdk::instance::{PauseReason, StepState};
 use pipedoc_sdk::layers::Layers;
 use pipedoc_sdk::module::Step;
 use pipedoc_sdk::prelude::*;
@@ -82,9 +83,10 @@ async fn a_partition_stands_still_at_a_bad_record_and_others_go_on() {
         (!status.paused.is_empty()).then_some(status)
     })
     .await;
-    let (source, reason) = &status.paused[0];
-    assert_eq!((source.partition, status.state), (0, StepState::Running));
-    assert!(reason.contains("offset 1") && reason.contains("bad-a is broken"), "{reason}");
+    let paused = &status.paused[0];
+    assert_eq!((paused.partition.partition, status.state), (0, StepState::Running));
+    assert_eq!((paused.reason, paused.offset, paused.document.as_str()), (PauseReason::Exhausted, Some(1), "k1"));
+    assert_eq!(paused.error, "bad-a is broken");
     bed.send_records(records(0, &[("y", "y1", "")])).await;
     bed.send_records(records(1, &[("z", "z1", ""), ("z", "z2", "")])).await;
     bed.await_records("out", 3).await;
@@ -94,7 +96,7 @@ async fn a_partition_stands_still_at_a_bad_record_and_others_go_on() {
     assert!(!bed.status("s").drained);
     // It is tried again, and stands still again.
     assert!(bed.instance.resume(&plan.id));
-    let paused = |event: &Event| matches!(event, Event::PartitionPaused { document, .. } if document == "k1");
+    let paused = |event: &Event| matches!(event, Event::PartitionPaused(paused) if paused.document == "k1");
     until("another pause", || (bed.events.count(paused) == 2).then_some(())).await;
     // Mended, an operator's pause and resume does the same.
     MENDED.lock().insert(bad.to_owned());
@@ -147,7 +149,10 @@ async fn a_step_that_fails_too_often_stands_still_before_it_fills_its_dead_lette
     tokio::time::sleep(Duration::from_secs(30)).await;
     assert_eq!(bed.read(DEAD).await.len(), 3, "the fourth stopped it");
     assert_eq!(bed.events.count(|event| matches!(event, Event::FailureRateReached { .. })), 1);
-    assert_eq!(bed.status("s").paused.len(), 2, "every partition stands still");
+    let paused = bed.status("s").paused;
+    let reasons: Vec<_> = paused.iter().map(|paused| (paused.reason, paused.offset.is_some())).collect();
+    assert_eq!(reasons, [(PauseReason::FailureRate, true), (PauseReason::FailureRate, false)], "every partition");
+    assert!(paused[1].error.contains("4 of the last 20"), "{}", paused[1].error);
     MENDED.lock().insert("bad-c".to_owned());
     bed.instance.resume(&plan.id);
     bed.await_records("out", 57).await;

@@ -211,7 +211,7 @@ async fn a_partition_lost_while_it_waits_to_be_read_anew_costs_no_connections() 
     log.expire("one");
     bed.await_records("out", 2).await;
     bed.drained("s").await;
-    let anew = |event: &Event| matches!(event, Event::Error { error } if error.contains("new connections"));
+    let anew = |event: &Event| matches!(event, Event::ConnectionsRenewed { .. });
     assert_eq!(bed.events.count(anew), 0, "{:?}", bed.events.all());
 }
 

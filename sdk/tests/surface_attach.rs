@@ -6,12 +6,14 @@
 mod surface;
 
 use std::collections::BTreeSet;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use pipedoc_model::names::{ClusterName, Generation, ModuleName};
+use pipedoc_model::assignment::list_hash;
+use pipedoc_model::names::{ClusterName, Generation, ModuleName, StepId};
 use pipedoc_model::step::StepPlan;
 use pipedoc_proto::v1;
 use pipedoc_sdk::attach::{AttachConfig, KeptFile, Runs, Slot, attach};
@@ -46,9 +48,9 @@ fn surface_a_data_folder_that_cannot_be_made_is_named() {
     assert!(error.contains("file/instances/parser/0") && error.contains("--data"), "{error}");
 }
 
-/// Remembers what it was told to run.
+/// Remembers what it was told to run, and to resume.
 #[derive(Default)]
-struct FakeRuntime(Mutex<Vec<(Generation, Vec<String>)>>);
+struct FakeRuntime(Mutex<Vec<(Generation, Vec<String>)>>, Mutex<Vec<String>>);
 
 impl Runs for FakeRuntime {
     fn apply(&self, generation: Generation, steps: Vec<StepPlan>) {
@@ -59,6 +61,10 @@ impl Runs for FakeRuntime {
         let applied = self.0.lock();
         let steps = applied.last().map(|(_, steps)| steps.clone()).unwrap_or_default();
         steps.into_iter().map(|step| v1::StepReport { step, ..Default::default() }).collect()
+    }
+
+    fn resume(&self, step: &StepId) {
+        self.1.lock().push(step.to_string());
     }
 }
 
@@ -127,6 +133,20 @@ async fn surface_an_assignment_is_taken_when_all_its_bodies_are_there() {
 }
 
 #[tokio::test]
+async fn surface_what_is_to_be_resumed_is_passed_on_and_what_is_no_step_is_ignored() {
+    let folder = tempfile::tempdir().unwrap();
+    let engine = FakeEngine::default();
+    let address = serve(&engine, "127.0.0.1:0", CancellationToken::new()).await;
+    let instance = Instance::start(folder.path(), &address, |_| {});
+    surface::eventually("attached", || engine.attached() == 1).await;
+    engine.resume(&["library/parse", "library/NO"]);
+    engine.resume(&["library/scan"]);
+    surface::eventually("it is told", || *instance.runtime.1.lock() == ["library/parse", "library/scan"]).await;
+    assert_eq!(engine.attached(), 1, "the session goes on");
+    instance.stop().await;
+}
+
+#[tokio::test]
 async fn surface_older_generations_other_clusters_and_wrong_bodies_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     let engine = FakeEngine::default();
@@ -188,7 +208,9 @@ async fn surface_the_kept_assignment_runs_when_no_engine_answers_until_one_does(
     serve(&engine, &address, stop.clone()).await;
     surface::eventually("it attaches again", || engine.attached() == 1).await;
     let report = engine.last_report();
-    assert_eq!((report.generation, report.from_disk, report.held_hashes.len()), (7, true, 2));
+    let held = ["parse", "scan"].map(|step| ("library", step, body(step).hash));
+    let held = list_hash(held.iter().map(|(pipeline, step, hash)| (*pipeline, *step, hash.as_str())));
+    assert_eq!((report.generation, report.from_disk, report.list_hash), (7, true, held));
     assert_eq!(report.serve, ["library/scan"]);
     engine.send(assignment(6, &[], &[]));
     surface::eventually("older than what is on disk", || engine.last_report().refusals.len() == 1).await;
@@ -213,4 +235,88 @@ async fn surface_a_spoiled_kept_assignment_is_not_run() {
     surface::eventually("the engine's runs", || instance.runtime.generations() == [1]).await;
     assert_eq!(file.load().unwrap().unwrap().generation, Generation(1), "and is kept in its place");
     instance.stop().await;
+}
+
+/// Runs a great many steps, and says so.
+struct ManySteps(Mutex<usize>);
+
+impl Runs for ManySteps {
+    fn apply(&self, _: Generation, _: Vec<StepPlan>) {}
+
+    fn reports(&self) -> Vec<v1::StepReport> {
+        let step = |n: usize| v1::StepReport {
+            pipeline: "library".into(),
+            step: format!("step-{n}"),
+            hash: "0".repeat(64),
+            partitions: vec![format!("local.library.step-{n}[0]")],
+            ..Default::default()
+        };
+        (0..*self.0.lock()).map(step).collect()
+    }
+
+    fn resume(&self, _: &StepId) {}
+}
+
+#[tokio::test]
+async fn surface_no_report_is_long_however_many_steps_there_are() {
+    let folder = tempfile::tempdir().unwrap();
+    let engine = FakeEngine::default();
+    let address = serve(&engine, "127.0.0.1:0", CancellationToken::new()).await;
+    let registration = v1::ServiceRegistration { module: "parser".into(), ..Default::default() };
+    let mut config = AttachConfig::new(ClusterName::new("local").unwrap(), module(), registration, "me");
+    config.engines = vec![format!("http://{address}")];
+    config.report_every = Duration::from_millis(20);
+    let (runs, stop) = (Arc::new(ManySteps(Mutex::new(2000))), CancellationToken::new());
+    let work = attach(config, KeptFile::in_folder(folder.path()), Arc::<ManySteps>::clone(&runs), stop.clone());
+    let attached = tokio::spawn(work);
+    surface::eventually("all steps are reported", || engine.last_report().steps.len() == 2000).await;
+    // An engine that has just started hears this from all instances at once.
+    let first = &engine.reports()[0];
+    assert!(first.steps.is_empty() && first.registration.is_some() && !first.partial, "{first:?}");
+    *runs.0.lock() = 500;
+    surface::eventually("what is gone is told", || engine.last_report().steps.len() == 500).await;
+    let longest = engine.reports().iter().map(prost::Message::encoded_len).max();
+    assert!(longest < Some(10 << 10), "{longest:?}");
+    stop.cancel();
+    attached.await.unwrap();
+}
+
+#[tokio::test]
+async fn surface_an_assignment_is_written_again_only_when_it_changed() {
+    let folder = tempfile::tempdir().unwrap();
+    let place = folder.path().join("kept");
+    let file = KeptFile::in_folder(&place);
+    let engine = FakeEngine::default();
+    let address = serve(&engine, "127.0.0.1:0", CancellationToken::new()).await;
+    let instance = Instance::start(&place, &address, |_| {});
+    surface::eventually("attached", || engine.attached() == 1).await;
+    // The folder is not there: what cannot be kept runs all the same.
+    engine.send(assignment(1, &["parse"], &["parse"]));
+    surface::eventually("it runs", || instance.runtime.generations() == [1]).await;
+    std::fs::create_dir(&place).unwrap();
+    engine.send(assignment(2, &["parse"], &[]));
+    surface::eventually("the next runs", || instance.runtime.generations() == [1, 2]).await;
+    assert_eq!(file.load().unwrap().unwrap().generation, Generation(2), "it is kept as soon as it can be");
+
+    // A change elsewhere: a generation that does the same.
+    let before = std::fs::metadata(file.path()).unwrap();
+    for generation in 3..6 {
+        engine.send(assignment(generation, &["parse"], &[]));
+    }
+    surface::eventually("they run", || instance.runtime.generations() == [1, 2, 3, 4, 5]).await;
+    let after = std::fs::metadata(file.path()).unwrap();
+    assert_eq!((after.ino(), after.modified().unwrap()), (before.ino(), before.modified().unwrap()));
+    engine.send(assignment(6, &["scan"], &["scan"]));
+    surface::eventually("a change runs", || instance.runtime.generations().last() == Some(&6)).await;
+    assert_eq!(file.load().unwrap().unwrap().generation, Generation(6));
+    engine.send(assignment(7, &["scan"], &[]));
+    surface::eventually("the same runs on", || instance.runtime.generations().last() == Some(&7)).await;
+    instance.stop().await;
+
+    let restarted = Instance::start(&place, &address, |config| config.disk_after = Duration::ZERO);
+    surface::eventually("what was kept runs", || restarted.runtime.generations() == [6]).await;
+    surface::eventually("attached again", || engine.attached() == 2).await;
+    engine.send(assignment(7, &["scan"], &[]));
+    surface::eventually("the newest is taken", || restarted.runtime.generations() == [6, 7]).await;
+    restarted.stop().await;
 }

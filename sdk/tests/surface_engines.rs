@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use pipedoc_model::names::{ClusterName, Generation};
+use pipedoc_model::names::{ClusterName, Generation, StepId};
 use pipedoc_model::step::StepPlan;
 use pipedoc_proto::v1;
 use pipedoc_sdk::attach::{AttachConfig, KeptFile, Runs, attach};
@@ -29,6 +29,8 @@ impl Runs for Generations {
     fn reports(&self) -> Vec<v1::StepReport> {
         Vec::new()
     }
+
+    fn resume(&self, _step: &StepId) {}
 }
 
 #[tokio::test]

@@ -11,7 +11,7 @@ use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::metrics::{PeriodicReader, SdkMeterProvider};
 
 pub use opentelemetry::KeyValue;
-pub use opentelemetry::metrics::Meter;
+pub use opentelemetry::metrics::{Counter, Meter};
 
 /// Variables that name a collector; the first that is set wins.
 const ENDPOINTS: [&str; 2] = ["OTEL_EXPORTER_OTLP_METRICS_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"];

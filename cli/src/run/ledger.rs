@@ -11,6 +11,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use parking_lot::Mutex;
 use pipedoc_model::names::StepId;
 use pipedoc_sdk::event::{Event, Observer};
+use pipedoc_sdk::instance::{PauseReason, PausedPartition};
 use serde::Serialize;
 
 /// What is known of one document's fate.
@@ -126,9 +127,13 @@ impl Observer for Ledger {
             }
             Event::Deleted { .. } => state.deleted += 1,
             Event::StorageFull { error } | Event::LogBroken { error } => state.trouble = Some(error.clone()),
-            Event::PartitionPaused { source, error, .. } => {
-                state.trouble =
-                    Some(format!("step {step} stands still at {source}, as its on_exhausted asks: {error}"));
+            Event::PartitionPaused(paused) if paused.reason == PauseReason::Exhausted => {
+                let PausedPartition { partition, offset, document, error, .. } = paused;
+                let place = match offset {
+                    Some(offset) => format!("{partition}, offset {offset}"),
+                    None => document.clone(),
+                };
+                state.trouble = Some(format!("step {step} stands still at {place}, as its on_exhausted asks: {error}"));
             }
             Event::FailureRateReached { reason } => {
                 state.trouble = Some(format!("step {step} stands still, as its stop_at_failure_rate asks: {reason}"));

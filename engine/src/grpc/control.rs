@@ -45,4 +45,8 @@ impl v1::pipeline_control_server::PipelineControl for Control {
     async fn status(&self, request: Request<v1::StatusRequest>) -> Result<Response<v1::StatusResponse>, Status> {
         Ok(Response::new(self.engine.status(&request.into_inner().pipeline).await?))
     }
+
+    async fn resume(&self, request: Request<v1::ResumeRequest>) -> Result<Response<v1::ResumeResponse>, Status> {
+        Ok(Response::new(self.engine.resume(request.into_inner()).await?))
+    }
 }

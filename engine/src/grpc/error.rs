@@ -8,7 +8,10 @@ use crate::store;
 impl From<Error> for Status {
     fn from(error: Error) -> Self {
         let code = match &error {
-            Error::UnknownPipeline { .. } | Error::UnknownStep { .. } | Error::UnknownRevision { .. } => Code::NotFound,
+            Error::UnknownPipeline { .. }
+            | Error::UnknownStep { .. }
+            | Error::NoSuchStep { .. }
+            | Error::UnknownRevision { .. } => Code::NotFound,
             Error::NothingBefore { .. } => Code::FailedPrecondition,
             Error::AmbiguousStep { .. } | Error::Invalid(_) => Code::InvalidArgument,
             Error::NotSupported { .. } => Code::Unimplemented,

@@ -3,16 +3,17 @@
 //! ```text
 //! first report ─▶ registration taken in ─▶ ⟲ view changes: assignment out, by what changed
 //!                                            report comes:  table, and bodies it lacks out
+//!                                            resume asked:  the steps out
 //! ```
 //!
-//! Bodies are repeated when a report says that they are lacking all the same: an
+//! Bodies are sent when a report says that they are lacking, also once more: an
 //! instance hears from several engines and may have dropped them meanwhile.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use pipedoc_model::names::{Generation, ModuleName};
+use pipedoc_model::registry::ModuleInfo;
 use pipedoc_proto::v1;
 use pipedoc_proto::v1::gateway_message::Kind;
 use tokio::sync::{mpsc, watch};
@@ -24,10 +25,10 @@ use crate::assignment::{self, Known, Parts};
 use crate::engine::Engine;
 use crate::registration;
 use crate::sessions::Session;
+use crate::store;
 use crate::view::{ReadyStep, StepList, View, serves};
 
-/// How long bodies that were sent once more may be on their way before they are
-/// sent again.
+/// How long bodies that were asked for may be on their way before they are sent again.
 const ON_ITS_WAY: Duration = Duration::from_millis(500);
 
 /// How long an instance may take to send its first report.
@@ -54,12 +55,10 @@ impl v1::module_gateway_server::ModuleGateway for Gateway {
         request: Request<Streaming<v1::InstanceReport>>,
     ) -> Result<Response<Self::AttachStream>, Status> {
         let mut reports = request.into_inner();
-        // To an engine that has just started all come at once, with all that they have to
-        // say. It is left unread until we know what it is about; for ever it is not: what
-        // is wrong with the store must not keep anyone out of `status`.
+        // To an engine that has just started all come at once. They are left alone until we
+        // know what it is about; for ever they are not: what is wrong with the store must
+        // not keep anyone out of `status`.
         let _ = self.engine.planned().await;
-        // A whole report is large while it is read, so few are read at once.
-        let _turn = self.engine.sessions().turn_to_enter().await;
         let first = tokio::time::timeout(FIRST_WITHIN, reports.message()).await;
         let first =
             first.map_err(|_| Status::deadline_exceeded("a session begins with a report; none came in time"))??;
@@ -75,9 +74,8 @@ impl v1::module_gateway_server::ModuleGateway for Gateway {
             registration: first.registration.clone(),
             takes_changes: !first.list_hash.is_empty(),
             began_with: std::mem::take(&mut first.list_hash),
-            held: std::mem::take(&mut first.held_hashes).into_iter().collect(),
             generation: first.generation,
-            session: self.enter(&info.module, first),
+            session: self.engine.sessions().enter(info.module.clone(), first),
             engine: self.engine.clone(),
             module: info.module,
             registered: None,
@@ -89,14 +87,6 @@ impl v1::module_gateway_server::ModuleGateway for Gateway {
         let shutdown = self.shutdown.clone();
         tokio::spawn(async move { shutdown.run_until_cancelled(instance.serve(reports)).await });
         Ok(Response::new(ReceiverStream::new(outgoing)))
-    }
-}
-
-impl Gateway {
-    fn enter(&self, module: &ModuleName, first: v1::InstanceReport) -> Session {
-        let view = self.engine.view();
-        let list = view.borrow().list(module).cloned();
-        self.engine.sessions().enter(module.clone(), first, list.as_deref())
     }
 }
 
@@ -116,10 +106,8 @@ struct Instance {
     registered: Option<v1::ServiceRegistration>,
     /// Whether it can be told changes of a list, and parts.
     takes_changes: bool,
-    /// Hash of the list that it held when the session began, and the hashes of all
-    /// bodies that it held; of no more use once it was told something.
+    /// Hash of the list that it held when the session began.
     began_with: String,
-    held: BTreeSet<String>,
     /// The list of its module that was narrowed to `serve`, and what came of it.
     narrowed: Option<(Arc<StepList>, Arc<StepList>)>,
     told: Option<Told>,
@@ -132,8 +120,8 @@ struct Instance {
 struct Told {
     generation: u64,
     list: Arc<StepList>,
-    /// When bodies of it were sent once more.
-    repeated: Option<Instant>,
+    /// Bodies of it that were asked for last, by their hashes, and when they were sent.
+    sent_again: Option<(Vec<String>, Instant)>,
 }
 
 impl Instance {
@@ -156,6 +144,7 @@ impl Instance {
                         break;
                     }
                 },
+                resume = self.session.to_resume() => self.message(Kind::Resume(resume)).await,
                 () = self.messages.closed() => break,
             };
             if went_well.is_err() {
@@ -177,7 +166,7 @@ impl Instance {
         self.session.report(report, self.told.as_ref().map(|told| &*told.list));
         self.take_in().await;
         if !lacking.is_empty() && !refuses {
-            self.send_again(&lacking).await?;
+            self.send_again(lacking).await?;
         }
         self.send_news().await
     }
@@ -201,30 +190,30 @@ impl Instance {
                 return;
             }
         };
-        let known = Arc::clone(&self.view.borrow().modules);
-        if known.get(&info.module) == Some(&info) {
-            // Of a thousand instances only the first makes us ask the store.
-            self.engine.editor().remember(&info);
-            self.registered = self.registration.clone();
-            return;
-        }
-        let mut kept = self.engine.sessions().kept().lock().await;
-        if kept.get(&info.module) == Some(&info) {
-            self.engine.editor().remember(&info);
-            self.registered = self.registration.clone();
-            return;
-        }
-        match self.engine.editor().register(&info).await {
-            Ok(news) => {
-                self.registered = self.registration.clone();
-                kept.insert(info.module.clone(), info);
-                if news {
-                    self.engine.nudge();
-                }
-            }
+        match self.see_registered(info).await {
+            Ok(()) => self.registered = self.registration.clone(),
             // The next report tries again.
             Err(error) => tracing::warn!(module = %self.module, %error, "the registration cannot be kept yet"),
         }
+    }
+
+    /// Sees to it that the store has a registration. Of a thousand instances that attach
+    /// at once only the first makes us ask it.
+    async fn see_registered(&self, info: ModuleInfo) -> store::Result<()> {
+        let editor = self.engine.editor();
+        let is_planned = self.view.borrow().modules.get(&info.module) == Some(&info);
+        if !is_planned {
+            let mut kept = self.engine.sessions().kept().lock().await;
+            if kept.get(&info.module) != Some(&info) {
+                if editor.register(&info).await? {
+                    self.engine.nudge();
+                }
+                kept.insert(info.module.clone(), info);
+                return Ok(());
+            }
+        }
+        editor.remember(&info);
+        Ok(())
     }
 
     /// Tells the assignment when it is another one than the last.
@@ -235,40 +224,49 @@ impl Instance {
         if self.told.as_ref().is_some_and(|told| told.generation == generation && told.list == list) {
             return Ok(());
         }
+        let nothing = StepList::default();
         let known = match &self.told {
-            Some(told) => Some(&*told.list),
-            None => Some(&*list).filter(|list| list.hash() == self.began_with),
+            Some(told) if self.takes_changes => Known::List(&told.list),
+            Some(told) => Known::Bodies(Some(&told.list)),
+            None if !self.takes_changes => Known::Bodies(None),
+            None if self.began_with == list.hash() => Known::List(&list),
+            None if self.began_with == nothing.hash() => Known::List(&nothing),
+            None => Known::OtherList,
         };
-        let known = Known { list: known, takes_changes: self.takes_changes, held: &self.held };
         let parts = assignment::tell(self.engine.cluster(), generation, &list, known);
         self.send(parts).await?;
         self.session.told(&list);
-        self.told = Some(Told { generation, list, repeated: None });
-        self.held = BTreeSet::new();
+        self.told = Some(Told { generation, list, sent_again: None });
         Ok(())
     }
 
-    /// Tells bodies again that the instance says it lacks.
-    async fn send_again(&mut self, lacking: &[String]) -> Result<(), Gone> {
-        let takes_changes = self.takes_changes;
-        let Some(told) = &mut self.told else { return Ok(()) };
-        if told.repeated.is_some_and(|at| at.elapsed() < ON_ITS_WAY) {
+    /// Tells bodies that the instance says it lacks.
+    async fn send_again(&mut self, lacking: Vec<String>) -> Result<(), Gone> {
+        let Some(told) = &self.told else { return Ok(()) };
+        let on_their_way = |(sent, at): &(Vec<String>, Instant)| *sent == lacking && at.elapsed() < ON_ITS_WAY;
+        if told.sent_again.as_ref().is_some_and(on_their_way) {
             return Ok(());
         }
-        told.repeated = Some(Instant::now());
         let cluster = self.engine.cluster();
-        let parts = assignment::tell_again(cluster, told.generation, &told.list, takes_changes, lacking);
-        self.send(parts).await
+        let parts = assignment::tell_again(cluster, told.generation, &told.list, self.takes_changes, &lacking);
+        self.send(parts).await?;
+        if let Some(told) = &mut self.told {
+            told.sent_again = Some((lacking, Instant::now()));
+        }
+        Ok(())
     }
 
     async fn send(&self, parts: Parts) -> Result<(), Gone> {
         for mut part in parts {
             part.log.clone_from(&self.log);
             part.log_name = self.engine.log().describe();
-            let message = v1::GatewayMessage { kind: Some(Kind::Assignment(part)) };
-            self.messages.send(Ok(message)).await.map_err(|_| Gone)?;
+            self.message(Kind::Assignment(part)).await?;
         }
         Ok(())
+    }
+
+    async fn message(&self, kind: Kind) -> Result<(), Gone> {
+        self.messages.send(Ok(v1::GatewayMessage { kind: Some(kind) })).await.map_err(|_| Gone)
     }
 
     /// The steps that the instance is to run.

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use pipedoc_engine::store::Candidate;
 use pipedoc_engine::store::folder::FolderStore;
+use pipedoc_engine::store::{Candidate, Store};
 use pipedoc_engine::{Engine, EngineConfig};
 use pipedoc_model::names::{ClusterName, Topic};
 use pipedoc_proto::v1;
@@ -67,9 +67,18 @@ impl Bed {
     }
 
     pub async fn engine_with(&self, variables: &[(&str, &str)]) -> Running {
+        self.start(Arc::new(self.store().await), variables).await
+    }
+
+    /// An engine that sees the store in its own way.
+    pub async fn engine_on(&self, store: Arc<dyn Store>) -> Running {
+        self.start(store, &[]).await
+    }
+
+    async fn start(&self, store: Arc<dyn Store>, variables: &[(&str, &str)]) -> Running {
         let engine = Engine::new(EngineConfig {
             cluster: ClusterName::new("local").unwrap(),
-            store: Arc::new(self.store().await),
+            store,
             log: Arc::new(self.log.clone()),
             objects: Arc::new(Objects::local(&self.data().join("objects")).unwrap()),
             candidate: Candidate::new(""),
@@ -206,6 +215,18 @@ impl Instance {
         }
     }
 
+    /// The steps that it is told next to resume; assignments on the way are passed over.
+    pub async fn resumed(&mut self) -> Vec<String> {
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
+        loop {
+            let message = tokio::time::timeout_at(deadline, self.messages.message()).await;
+            let message = message.expect("it is told to resume").unwrap().expect("the session is open");
+            if let Some(v1::gateway_message::Kind::Resume(resume)) = message.kind {
+                return resume.steps.iter().map(|step| format!("{}/{}", step.pipeline, step.step)).collect();
+            }
+        }
+    }
+
     /// The first assignment to come that fits. Generations must grow on the way.
     pub async fn assignment(&mut self, what: &str, fits: impl Fn(&v1::Assignment) -> bool) -> v1::Assignment {
         let deadline = Instant::now() + Duration::from_secs(10);
@@ -224,7 +245,6 @@ impl Instance {
     /// Does what an instance does with an assignment: holds it and says so.
     pub async fn take(&mut self, assignment: &v1::Assignment) {
         self.report.generation = assignment.generation;
-        self.report.held_hashes = assignment.steps.iter().map(|step| step.hash.clone()).collect();
         self.report().await;
     }
 }

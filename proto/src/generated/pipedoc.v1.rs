@@ -334,7 +334,7 @@ pub struct Result {
     #[prost(string, tag = "3")]
     pub output: ::prost::alloc::string::String,
     /// What it is.
-    #[prost(oneof = "result::Kind", tags = "1, 2")]
+    #[prost(oneof = "result::Kind", tags = "1, 2, 4")]
     pub kind: ::core::option::Option<result::Kind>,
 }
 /// Nested message and enum types in `Result`.
@@ -348,6 +348,10 @@ pub mod result {
         /// Id of a document that is to be deleted downstream.
         #[prost(string, tag = "2")]
         DeletedId(::prost::alloc::string::String),
+        /// Id of a document of which everything that is older than the processed
+        /// version is to be deleted downstream, its parts too.
+        #[prost(string, tag = "4")]
+        OutdatedId(::prost::alloc::string::String),
     }
 }
 /// Type of a step.
@@ -895,12 +899,11 @@ pub struct InstanceReport {
     /// Generation that the instance runs; 0 when it has none.
     #[prost(uint64, tag = "4")]
     pub generation: u64,
-    /// In a session's first report: hashes of the step bodies that the instance
-    /// holds, so that only others travel.
-    #[prost(string, repeated, tag = "5")]
-    pub held_hashes: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
     /// State of each step that the instance runs. In a partial report: of those
-    /// whose state is another than in the report before.
+    /// whose state is another than in the reports before. An instance of many steps
+    /// does well to begin its session with a report without any, and to tell them in
+    /// several partial ones once the engine has answered: an engine that has just
+    /// started hears from all instances at once.
     #[prost(message, repeated, tag = "6")]
     pub steps: ::prost::alloc::vec::Vec<StepReport>,
     /// When the process started.
@@ -916,22 +919,30 @@ pub struct InstanceReport {
     #[prost(string, repeated, tag = "10")]
     pub serve: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
     /// In a session's first report, from an instance that can be told changes of a
-    /// list: hash of the list of steps that it holds (see `Assignment.list_hash`).
-    /// Empty: it is always told whole lists.
+    /// list: hash of the list of steps that it holds with their bodies (see
+    /// `Assignment.list_hash`; it is that of no steps when it holds none). An engine
+    /// that knows the list tells what changed in it; else it tells the whole list, and
+    /// the instance says which bodies it lacks. Empty: it is always told whole lists.
     #[prost(string, tag = "11")]
     pub list_hash: ::prost::alloc::string::String,
-    /// Hashes of bodies that the assignment it was sent names and that it lacks all
-    /// the same; they are sent again.
+    /// Hashes of bodies that the assignment it was sent names and that it lacks; they
+    /// are sent then. When there are many, some of them: the others are asked for when
+    /// these have come.
     #[prost(string, repeated, tag = "12")]
     pub lacking_hashes: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
     /// True when this report holds only news: registration, endpoint, start and
     /// `serve` are as reported before in this session, and so are the steps that
-    /// `steps` does not name. A report that is not partial replaces all of that.
+    /// neither `steps` nor `gone` name. A report that is not partial replaces all of
+    /// that.
     #[prost(bool, tag = "13")]
     pub partial: bool,
+    /// In a partial report: steps (`pipeline/step`) that were reported in this session
+    /// and that the instance no longer runs.
+    #[prost(string, repeated, tag = "14")]
+    pub gone: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 /// State of one step in one instance.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct StepReport {
     /// Name of the pipeline.
     #[prost(string, tag = "1")]
@@ -970,17 +981,45 @@ pub struct StepReport {
     /// True when the end of every owned partition was seen and nothing is open.
     #[prost(bool, tag = "12")]
     pub drained: bool,
+    /// Partitions that the instance owns and has paused by itself: they stand still
+    /// until the step is resumed or begins anew.
+    #[prost(message, repeated, tag = "13")]
+    pub paused: ::prost::alloc::vec::Vec<PausedPartition>,
+}
+/// A partition that an instance has paused by itself: it keeps it, and reads
+/// nothing of it.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PausedPartition {
+    /// The partition, as `topic\[partition\]`; of a connector that of its state topic.
+    #[prost(string, tag = "1")]
+    pub partition: ::prost::alloc::string::String,
+    /// Since when.
+    #[prost(message, optional, tag = "2")]
+    pub since: ::core::option::Option<::prost_types::Timestamp>,
+    /// Why.
+    #[prost(enumeration = "PauseReason", tag = "3")]
+    pub reason: i32,
+    /// The record that was given up on; not set when the partition is paused for
+    /// others, or is a connector's.
+    #[prost(int64, optional, tag = "4")]
+    pub offset: ::core::option::Option<i64>,
+    /// The document of that record, or the one that a connector could not give.
+    #[prost(string, tag = "5")]
+    pub document: ::prost::alloc::string::String,
+    /// What went wrong, the whole chain.
+    #[prost(string, tag = "6")]
+    pub error: ::prost::alloc::string::String,
 }
 /// What an engine tells an instance.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct GatewayMessage {
-    /// One of the two, each always whole.
-    #[prost(oneof = "gateway_message::Kind", tags = "1, 2")]
+    /// One of these, each always whole.
+    #[prost(oneof = "gateway_message::Kind", tags = "1, 2, 3")]
     pub kind: ::core::option::Option<gateway_message::Kind>,
 }
 /// Nested message and enum types in `GatewayMessage`.
 pub mod gateway_message {
-    /// One of the two, each always whole.
+    /// One of these, each always whole.
     #[derive(Clone, PartialEq, ::prost::Oneof)]
     pub enum Kind {
         /// What the instance has to do.
@@ -989,7 +1028,30 @@ pub mod gateway_message {
         /// Where other steps can be called; for steps with gRPC outputs.
         #[prost(message, tag = "2")]
         Endpoints(super::Endpoints),
+        /// What is to be tried again.
+        #[prost(message, tag = "3")]
+        Resume(super::Resume),
     }
+}
+/// Steps that have paused partitions by themselves are to try again, now. Changes
+/// nothing that is kept: what an operator wants of a step for good stands in its
+/// body. Without effect on steps that the instance does not run, and on partitions
+/// that are not paused.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Resume {
+    /// The steps.
+    #[prost(message, repeated, tag = "1")]
+    pub steps: ::prost::alloc::vec::Vec<StepName>,
+}
+/// A step by its names.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct StepName {
+    /// Name of the pipeline.
+    #[prost(string, tag = "1")]
+    pub pipeline: ::prost::alloc::string::String,
+    /// Name of the step.
+    #[prost(string, tag = "2")]
+    pub step: ::prost::alloc::string::String,
 }
 /// Everything an instance has to do, whole. An instance that said so may be told
 /// it by what changed in the list it was told before in the same session: a
@@ -1003,7 +1065,8 @@ pub struct Assignment {
     /// list or have another hash.
     #[prost(message, repeated, tag = "2")]
     pub steps: ::prost::alloc::vec::Vec<AssignedStep>,
-    /// Bodies of the steps whose hashes the instance did not hold.
+    /// Bodies of the steps that `steps` adds or changes. To an instance that holds a
+    /// list which the engine does not know, those that it says it lacks.
     #[prost(message, repeated, tag = "3")]
     pub bodies: ::prost::alloc::vec::Vec<StepBody>,
     /// Name of the cluster.
@@ -1132,6 +1195,39 @@ impl StepState {
             "STEP_STATE_FAILED" => Some(Self::Failed),
             "STEP_STATE_WAITING_FOR_MODULE" => Some(Self::WaitingForModule),
             "STEP_STATE_COMPLETED" => Some(Self::Completed),
+            _ => None,
+        }
+    }
+}
+/// Why an instance has paused a partition by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum PauseReason {
+    /// Not known.
+    Unspecified = 0,
+    /// A record of it was given up on (`on_exhausted: PAUSE`).
+    Exhausted = 1,
+    /// Too many deliveries of the step failed (`stop_at_failure_rate`).
+    FailureRate = 2,
+}
+impl PauseReason {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "PAUSE_REASON_UNSPECIFIED",
+            Self::Exhausted => "PAUSE_REASON_EXHAUSTED",
+            Self::FailureRate => "PAUSE_REASON_FAILURE_RATE",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "PAUSE_REASON_UNSPECIFIED" => Some(Self::Unspecified),
+            "PAUSE_REASON_EXHAUSTED" => Some(Self::Exhausted),
+            "PAUSE_REASON_FAILURE_RATE" => Some(Self::FailureRate),
             _ => None,
         }
     }
@@ -1679,6 +1775,36 @@ pub struct DeleteResponse {
     #[prost(message, optional, tag = "5")]
     pub conflict: ::core::option::Option<Conflict>,
 }
+/// Asks for steps to go on.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ResumeRequest {
+    /// Name of the pipeline.
+    #[prost(string, tag = "1")]
+    pub pipeline: ::prost::alloc::string::String,
+    /// Name of the step; empty: all of the pipeline.
+    #[prost(string, tag = "2")]
+    pub step: ::prost::alloc::string::String,
+}
+/// What was told to go on.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ResumeResponse {
+    /// The steps, in the file's order.
+    #[prost(message, repeated, tag = "1")]
+    pub steps: ::prost::alloc::vec::Vec<ResumedStep>,
+}
+/// A step that was told to go on.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ResumedStep {
+    /// Its name.
+    #[prost(string, tag = "1")]
+    pub step: ::prost::alloc::string::String,
+    /// How many instances were told: those attached to this engine that run it.
+    #[prost(uint32, tag = "2")]
+    pub instances: u32,
+    /// What was paused in them, as they reported last.
+    #[prost(message, repeated, tag = "3")]
+    pub paused: ::prost::alloc::vec::Vec<PausedPartition>,
+}
 /// Asks for the pipelines.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ListRequest {}
@@ -1746,7 +1872,7 @@ pub struct PipelineStatus {
     pub steps: ::prost::alloc::vec::Vec<StepStatus>,
 }
 /// How a step is doing, over all instances.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct StepStatus {
     /// Name of the step.
     #[prost(string, tag = "1")]
@@ -1784,6 +1910,9 @@ pub struct StepStatus {
     /// How many attached instances run it.
     #[prost(uint32, tag = "12")]
     pub instances: u32,
+    /// Partitions that instances have paused by themselves.
+    #[prost(message, repeated, tag = "13")]
+    pub paused: ::prost::alloc::vec::Vec<PausedPartition>,
 }
 /// An attached instance.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -2110,6 +2239,29 @@ pub mod pipeline_control_client {
                 .insert(GrpcMethod::new("pipedoc.v1.PipelineControl", "Status"));
             self.inner.unary(req, path, codec).await
         }
+        /// Resumes what instances have paused by themselves: what stopped it is tried
+        /// again. NOT_FOUND when there is no such pipeline or step.
+        pub async fn resume(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ResumeRequest>,
+        ) -> std::result::Result<tonic::Response<super::ResumeResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/pipedoc.v1.PipelineControl/Resume",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("pipedoc.v1.PipelineControl", "Resume"));
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -2165,6 +2317,12 @@ pub mod pipeline_control_server {
             &self,
             request: tonic::Request<super::StatusRequest>,
         ) -> std::result::Result<tonic::Response<super::StatusResponse>, tonic::Status>;
+        /// Resumes what instances have paused by themselves: what stopped it is tried
+        /// again. NOT_FOUND when there is no such pipeline or step.
+        async fn resume(
+            &self,
+            request: tonic::Request<super::ResumeRequest>,
+        ) -> std::result::Result<tonic::Response<super::ResumeResponse>, tonic::Status>;
     }
     /// Served by every engine.
     #[derive(Debug)]
@@ -2540,6 +2698,51 @@ pub mod pipeline_control_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = StatusSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/pipedoc.v1.PipelineControl/Resume" => {
+                    #[allow(non_camel_case_types)]
+                    struct ResumeSvc<T: PipelineControl>(pub Arc<T>);
+                    impl<
+                        T: PipelineControl,
+                    > tonic::server::UnaryService<super::ResumeRequest>
+                    for ResumeSvc<T> {
+                        type Response = super::ResumeResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ResumeRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as PipelineControl>::resume(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ResumeSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

@@ -7,10 +7,13 @@
 //!     └────────────── backoff ◀──────────────┘
 //! ```
 //!
+//! The first report says who the instance is. What its steps do it tells once the
+//! engine has answered: one that has just started is not flooded.
+//!
 //! Losing engines stops nothing. When none has sent an assignment soon after the
 //! start, the one on disk runs until a newer one comes.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -27,8 +30,8 @@ use tokio_util::sync::CancellationToken;
 use super::Runs;
 use super::address::{Address, follow};
 use super::kept::KeptFile;
-use super::ledger::{Ledger, LogName, Taken, Verdict};
-use super::news::News;
+use super::ledger::{Ledger, LogName, Taken, Verdict, step_id};
+use super::news::{self, News};
 
 /// Assignments carry whole plans; far more than they need is allowed.
 const MESSAGE_LIMIT: usize = 64 << 20;
@@ -107,7 +110,7 @@ pub async fn attach(config: AttachConfig, kept: KeptFile, runs: Arc<dyn Runs>, s
     let ledger = ledger.on_log(config.log.clone());
     let engines = config.engines.clone();
     let shared = Arc::new(Attached {
-        state: Mutex::new(State { ledger, from_disk: false }),
+        state: Mutex::new(State { ledger, from_disk: false, is_kept: true }),
         config,
         kept,
         runs,
@@ -134,6 +137,8 @@ struct Attached {
 struct State {
     ledger: Ledger,
     from_disk: bool,
+    /// Whether what is held lies on disk, but for its generation.
+    is_kept: bool,
 }
 
 impl Attached {
@@ -144,7 +149,7 @@ impl Attached {
         }
         let mut state = self.state.lock().await;
         match state.ledger.take_from_disk() {
-            Ok(Some(Taken { kept, steps })) => {
+            Ok(Some(Taken { kept, steps, changed: _ })) => {
                 tracing::info!(generation = %kept.generation, steps = steps.len(), "no engine has answered; running the kept assignment");
                 state.from_disk = true;
                 self.runs.apply(kept.generation, steps);
@@ -202,27 +207,34 @@ impl Attached {
         let mut changed = self.changed.subscribe();
         let (reports, outgoing) = mpsc::channel(1);
         let mut refusals = Vec::new();
-        let mut news = News::default();
         let (mut told, first) = self.first_report().await;
-        reports.send(news.only(first)).await?;
+        reports.send(first).await?;
         let mut messages = client.attach(ReceiverStream::new(outgoing)).await?.into_inner();
         tracing::info!(engine, "attached");
         let mut tick = tokio::time::interval(self.config.report_every);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut news = News::default();
+        // Parts of a report that are still to be sent, and whether another report is due.
+        let (mut parts, mut due) = (VecDeque::new(), false);
         loop {
             tokio::select! {
                 message = messages.message() => match message? {
                     None => return Ok(()),
-                    Some(message) => if !self.take(engine, message, &mut told, &mut refusals).await? { continue },
+                    Some(message) => due |= self.take(engine, message, &mut told, &mut refusals).await?,
                 },
-                _ = tick.tick() => {}
-                _ = changed.changed() => {}
-            }
-            match reports.try_reserve() {
-                Ok(place) => place.send(news.only(self.report(&refusals).await)),
-                // An engine that does not read gets the next report instead of this one.
-                Err(mpsc::error::TrySendError::Full(())) => {}
-                Err(mpsc::error::TrySendError::Closed(())) => return Ok(()),
+                _ = tick.tick() => due = true,
+                _ = changed.changed() => due = true,
+                // An engine that does not read gets one report when it does, not all that were due.
+                place = reports.reserve(), if due || !parts.is_empty() => {
+                    let Ok(place) = place else { return Ok(()) };
+                    if parts.is_empty() {
+                        due = false;
+                        parts = news::parts(news.only(self.report(&refusals).await));
+                    }
+                    if let Some(part) = parts.pop_front() {
+                        place.send(part);
+                    }
+                }
             }
         }
     }
@@ -246,6 +258,18 @@ impl Attached {
                 tracing::debug!(engine, steps = endpoints.steps.len(), "endpoints are not used yet");
                 Ok(false)
             }
+            Some(v1::gateway_message::Kind::Resume(resume)) => {
+                for v1::StepName { pipeline, step } in &resume.steps {
+                    match step_id(pipeline, step) {
+                        Ok(step) => {
+                            tracing::info!(engine, %step, "told to resume");
+                            self.runs.resume(&step);
+                        }
+                        Err(error) => tracing::warn!(engine, error = %chain(&error), "told to resume what is no step"),
+                    }
+                }
+                Ok(true)
+            }
             None => {
                 tracing::debug!(engine, "a message of a kind that this version does not know");
                 Ok(false)
@@ -259,11 +283,15 @@ impl Attached {
         // Held until the assignment is kept and applied, so that of two engines' the newer comes last.
         let mut state = self.state.lock().await;
         match state.ledger.offer(assignment) {
-            Ok(Verdict::Run(Taken { kept, steps })) => {
+            Ok(Verdict::Run(Taken { kept, changed, steps })) => {
                 tracing::info!(engine, generation, steps = steps.len(), "assignment taken");
                 state.from_disk = false;
-                self.keep(kept.clone()).await;
-                self.runs.apply(kept.generation, steps);
+                let generation = kept.generation;
+                // A change elsewhere makes a new generation for all; it is no reason to write.
+                if changed || !state.is_kept {
+                    state.is_kept = self.keep(kept).await;
+                }
+                self.runs.apply(generation, steps);
                 self.changed.send_replace(());
             }
             Ok(Verdict::Nothing) => state.from_disk = false,
@@ -276,25 +304,24 @@ impl Attached {
         }
     }
 
-    /// Keeps an assignment on disk. Where that fails it runs all the same.
-    async fn keep(&self, kept: super::Kept) {
+    /// Keeps an assignment on disk; tells whether it is there. Where not it runs all
+    /// the same.
+    async fn keep(&self, kept: super::Kept) -> bool {
         let file = self.kept.clone();
         let saved =
             tokio::task::spawn_blocking(move || file.save(&kept)).await.unwrap_or_else(|error| Err(error.into()));
-        if let Err(error) = saved {
+        if let Err(error) = &saved {
             let file = self.kept.path().display();
             tracing::warn!(%file, %error, "the assignment cannot be kept; a restart will need an engine");
         }
+        saved.is_ok()
     }
 
     /// A session's first report, and the list of steps that the session begins with.
     async fn first_report(&self) -> (Told, v1::InstanceReport) {
-        let (told, held_hashes) = {
-            let state = self.state.lock().await;
-            (Told::new(state.ledger.list()), state.ledger.hashes())
-        };
+        let told = Told::new(self.state.lock().await.ledger.list());
         let list_hash = told.hash().to_owned();
-        (told, v1::InstanceReport { held_hashes, list_hash, ..self.report(&[]).await })
+        (told, v1::InstanceReport { list_hash, steps: Vec::new(), ..self.report(&[]).await })
     }
 
     async fn report(&self, refusals: &[String]) -> v1::InstanceReport {

@@ -8,7 +8,8 @@
 //! ```
 //!
 //! Generations never move backwards, over restarts too: what was kept on disk
-//! counts from the start, whether it runs or not.
+//! counts from the start, whether it runs or not, with the generation that began to
+//! do it.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -18,6 +19,9 @@ use pipedoc_model::step::StepPlan;
 use pipedoc_proto::v1;
 
 use super::kept::{Kept, KeptStep};
+
+/// So many bodies are asked for at once.
+pub const ASKED_AT_ONCE: usize = 100;
 
 /// A log: which it is, and what it is called here. Empty: not known.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -126,6 +130,8 @@ pub enum Verdict {
 pub struct Taken {
     /// What to keep on disk.
     pub kept: Kept,
+    /// Whether it does anything else than what was held before.
+    pub changed: bool,
     /// What to run: all of it, or what `--serve` leaves.
     pub steps: Vec<StepPlan>,
 }
@@ -177,13 +183,6 @@ impl Ledger {
         self.running
     }
 
-    /// Hashes of the bodies it holds; they need not be sent.
-    #[must_use]
-    pub fn hashes(&self) -> Vec<String> {
-        let held = self.held.iter().flat_map(|kept| kept.steps.iter().map(|step| step.hash.clone()));
-        held.chain(self.waiting.keys().cloned()).collect::<BTreeSet<_>>().into_iter().collect()
-    }
-
     /// The steps of what it holds, as a session begins with them.
     pub fn list(&self) -> impl Iterator<Item = v1::AssignedStep> {
         self.held.iter().flat_map(|kept| &kept.steps).map(|step| v1::AssignedStep {
@@ -193,10 +192,11 @@ impl Ledger {
         })
     }
 
-    /// Hashes of the bodies that the newest assignment names and that did not come.
+    /// Hashes of bodies that the newest assignment names and that did not come: the
+    /// first of them, so that a report does not grow long.
     #[must_use]
     pub fn lacking(&self) -> Vec<String> {
-        self.lacking.iter().cloned().collect()
+        self.lacking.iter().take(ASKED_AT_ONCE).cloned().collect()
     }
 
     /// Takes what lay on disk, when nothing runs yet.
@@ -206,7 +206,7 @@ impl Ledger {
     pub fn take_from_disk(&mut self) -> Result<Option<Taken>, Error> {
         match &self.held {
             Some(kept) if !self.running => {
-                let taken = Taken { kept: kept.clone(), steps: self.plans(&kept.steps)? };
+                let taken = Taken { kept: kept.clone(), changed: false, steps: self.plans(&kept.steps)? };
                 self.running = true;
                 Ok(Some(taken))
             }
@@ -263,8 +263,9 @@ impl Ledger {
             return Ok(Verdict::Nothing);
         }
         self.running = true;
+        let changed = self.held.as_ref().is_none_or(|held| !held.does_the_same_as(&kept));
         self.held = Some(kept.clone());
-        Ok(Verdict::Run(Taken { kept, steps: plans }))
+        Ok(Verdict::Run(Taken { kept, changed, steps: plans }))
     }
 
     /// All bodies at hand, by their hashes.
@@ -290,7 +291,8 @@ impl Ledger {
     }
 }
 
-fn step_id(pipeline: &str, step: &str) -> Result<StepId, Error> {
+/// A step by its names.
+pub(super) fn step_id(pipeline: &str, step: &str) -> Result<StepId, Error> {
     let wrong = |source| Error::Name { pipeline: pipeline.to_owned(), step: step.to_owned(), source };
     Ok(StepId::new(PipelineName::new(pipeline).map_err(wrong)?, StepName::new(step).map_err(wrong)?))
 }

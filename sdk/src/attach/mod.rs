@@ -5,7 +5,7 @@
 //! slot     which instance this process is, by a file lock held for its life
 //! kept     the assignment on disk, so that a restart needs no engine
 //! ledger   which assignment is taken: pure, no IO
-//! news     what of a report an engine does not know yet: pure, no IO
+//! news     what of a report an engine does not know yet, in parts: pure, no IO
 //! client   one session with every engine
 //! address  where the engines are, names that stand for several included
 //! ```
@@ -17,11 +17,11 @@ mod address;
 pub mod client;
 pub mod kept;
 pub mod ledger;
-mod news;
+pub mod news;
 mod report;
 pub mod slot;
 
-use pipedoc_model::names::Generation;
+use pipedoc_model::names::{Generation, StepId};
 use pipedoc_model::step::StepPlan;
 use pipedoc_proto::v1;
 
@@ -38,4 +38,7 @@ pub trait Runs: Send + Sync + 'static {
 
     /// How each step is doing.
     fn reports(&self) -> Vec<v1::StepReport>;
+
+    /// Lets a step go on that stands still by itself; nothing where it does not.
+    fn resume(&self, step: &StepId);
 }

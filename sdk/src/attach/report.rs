@@ -1,11 +1,11 @@
 //! The runtime as the engine's sessions see it: assignments in, reports out.
 
-use pipedoc_model::names::Generation;
+use pipedoc_model::names::{Generation, StepId};
 use pipedoc_model::step::StepPlan;
 use pipedoc_proto::v1;
 
 use super::Runs;
-use crate::instance::{Instance, StepState, StepStatus};
+use crate::instance::{Instance, PauseReason, PausedPartition, StepState, StepStatus};
 
 impl Runs for Instance {
     fn apply(&self, generation: Generation, steps: Vec<StepPlan>) {
@@ -14,6 +14,10 @@ impl Runs for Instance {
 
     fn reports(&self) -> Vec<v1::StepReport> {
         self.status().into_iter().map(report).collect()
+    }
+
+    fn resume(&self, step: &StepId) {
+        Instance::resume(self, step);
     }
 }
 
@@ -32,7 +36,18 @@ fn report(status: StepStatus) -> v1::StepReport {
         partitions: status.partitions.iter().map(ToString::to_string).collect(),
         hash: status.hash,
         drained: status.drained,
+        paused: status.paused.into_iter().map(paused).collect(),
     }
+}
+
+fn paused(paused: PausedPartition) -> v1::PausedPartition {
+    let PausedPartition { partition, since, reason, offset, document, error } = paused;
+    let reason = match reason {
+        PauseReason::Exhausted => v1::PauseReason::Exhausted,
+        PauseReason::FailureRate => v1::PauseReason::FailureRate,
+    };
+    let (partition, since) = (partition.to_string(), Some(since.into()));
+    v1::PausedPartition { partition, since, reason: reason.into(), offset, document, error }
 }
 
 fn state(state: StepState) -> v1::StepState {

@@ -16,8 +16,9 @@ use tokio_util::task::AbortOnDropHandle;
 use super::args::ProcessArgs;
 use super::kafka_metrics;
 use super::signal::Signals;
+use super::step_metrics;
 use crate::attach::{self, AttachConfig, KeptFile, LogName, Slot, attach};
-use crate::event::Unobserved;
+use crate::event::Observer;
 use crate::factory::Factory;
 use crate::grpc::Server;
 use crate::instance::{Instance, InstanceConfig};
@@ -77,12 +78,20 @@ pub(super) enum End {
 }
 
 /// Lives until a signal comes.
-pub(super) async fn live(factory: Factory, layers: Layers, args: ProcessArgs) -> Result<End, Error> {
+pub(super) async fn live(
+    factory: Factory,
+    layers: Layers,
+    observer: Arc<dyn Observer>,
+    args: ProcessArgs,
+) -> Result<End, Error> {
     let telemetry = telemetry(&factory, &args)?;
     let mut signals = Signals::new().map_err(Error::Signals)?;
     let slot = Slot::take(&args.data, &factory.info().module)?;
-    let statistics = kafka_metrics(telemetry.meter().as_ref());
-    let (instance, log) = instance(&factory, &layers, &args, &slot, statistics).await?;
+    let meter = telemetry.meter();
+    let statistics = kafka_metrics(meter.as_ref());
+    let observer = step_metrics::counted(meter.as_ref(), observer);
+    let (instance, log) = instance(&factory, &layers, &args, &slot, statistics, observer).await?;
+    step_metrics::show(meter.as_ref(), &instance);
     let (endpoint, serving, stop_serving) = serve(&factory, &layers, &args, &slot).await?;
     let (attached, detach) = attach_to_engines(&factory, &args, &slot, &endpoint, log, &instance);
     tracing::info!(
@@ -141,6 +150,7 @@ async fn instance(
     args: &ProcessArgs,
     slot: &Slot,
     statistics: StatisticsObserver,
+    observer: Arc<dyn Observer>,
 ) -> Result<(Instance, LogName), Error> {
     let log = args.log.open(&args.data, statistics, &|waiting| tracing::warn!("{waiting}")).await?;
     let name = name_of(log.as_ref()).await;
@@ -151,7 +161,7 @@ async fn instance(
         id: slot.id().to_string(),
         data: slot.folder().to_path_buf(),
         factories: vec![factory.clone()],
-        observer: Arc::new(Unobserved),
+        observer,
         layers: layers.clone(),
     });
     Ok((instance, name))

@@ -4,6 +4,7 @@
 //! args    what can be set, by flags and PIPEDOC_* variables
 //! log     which log, and the settings of its clients
 //! kafka_metrics  what Kafka's clients tell of themselves
+//! step_metrics   how the steps do
 //! help    the end of `--help`: configuration, examples, exit codes
 //! life    the process's life, from telemetry to drain
 //! signal  SIGTERM and SIGINT
@@ -18,13 +19,16 @@ mod kafka_metrics;
 mod life;
 mod log;
 mod signal;
+mod step_metrics;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::{Args, FromArgMatches};
 use tower::{Layer, Service};
 
+use crate::event::{Observer, Unobserved};
 use crate::factory::Factory;
 use crate::layers::{Answer, BoxError, Layers, ProcessService, Request};
 use crate::module::{Connector, Module, RecordModule};
@@ -62,17 +66,30 @@ pub async fn run(factory: Factory, args: ProcessArgs) -> ExitCode {
 }
 
 /// A module's process, for a `main` of more than one line.
-#[derive(Debug)]
 pub struct ModuleProcess {
     factory: Factory,
     layers: Layers,
+    observer: Arc<dyn Observer>,
+}
+
+impl std::fmt::Debug for ModuleProcess {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ModuleProcess").field("factory", &self.factory).finish_non_exhaustive()
+    }
 }
 
 impl ModuleProcess {
     /// The process of a module.
     #[must_use]
     pub fn new(factory: Factory) -> Self {
-        Self { factory, layers: Layers::new() }
+        Self { factory, layers: Layers::new(), observer: Arc::new(Unobserved) }
+    }
+
+    /// Tells an observer what happens in the process's steps; see [`crate::event`].
+    #[must_use]
+    pub fn observe(mut self, observer: impl Observer) -> Self {
+        self.observer = Arc::new(observer);
+        self
     }
 
     /// Puts a `tower` layer around the module, inside those added before; see
@@ -132,7 +149,7 @@ impl ModuleProcess {
         if args.describe {
             return describe(&self.factory);
         }
-        match life::live(self.factory, self.layers, args).await {
+        match life::live(self.factory, self.layers, self.observer, args).await {
             Ok(life::End::Drained) => ExitCode::SUCCESS,
             Ok(life::End::AtOnce) => ExitCode::from(FAILED),
             Err(error) => {

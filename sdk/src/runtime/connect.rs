@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::emit::Emissions;
 use super::process::panicked;
-use super::status::{Board, Obstacle, StepState};
+use super::status::{Board, Obstacle, PausedPartition, StepState};
 use super::step::Surroundings;
 use super::work::Workshop;
 use super::{Order, retry};
@@ -148,7 +148,7 @@ async fn while_owned(
         let wait = match ended {
             Ok(()) => {
                 parts.board.set_state(StepState::Completed);
-                parts.board.progress(0, true, member.partitions());
+                parts.board.progress(0, true, member.partitions(), Vec::new());
                 None
             }
             Err(Failure::Connector(error)) if !error.is_retryable() => {
@@ -162,6 +162,12 @@ async fn while_owned(
                 Some(retry::backoff(&retry::patient(), failures))
             }
             Err(Failure::Clients(error)) => return Err(error),
+            Err(Failure::StandsStill(paused)) => {
+                if let Some(change) = stand_still(parts.board, member, orders, paused).await? {
+                    return Ok(change);
+                }
+                continue;
+            }
         };
         if let Some(change) = rest(member, orders, wait).await? {
             return Ok(change);
@@ -191,12 +197,59 @@ async fn rest(
     }
 }
 
+/// Stays a member until the step is resumed: `None` begins anew, `Some` ends ownership
+/// or the step.
+#[allow(clippy::option_option, reason = "whether it is over, and how")]
+async fn stand_still(
+    board: &Board,
+    member: &mut Member,
+    orders: &mut watch::Receiver<Order>,
+    paused: PausedPartition,
+) -> Result<Option<Option<Change>>> {
+    // One that came while there was nothing to resume.
+    while board.resumed().now_or_never().is_some() {}
+    board.set_in_flight(0);
+    board.set_state(StepState::Paused);
+    board.progress(0, false, member.partitions(), vec![paused.clone()]);
+    board.event(&Event::PartitionPaused(paused.clone()));
+    let mut order = *orders.borrow_and_update();
+    let over = loop {
+        if let Order::Stop { .. } = order {
+            break Some(None);
+        }
+        tokio::select! {
+            change = member.next() => match change? {
+                Change::Owned => board.progress(0, false, member.partitions(), vec![paused.clone()]),
+                change @ (Change::Taken(_) | Change::Lost) => break Some(Some(change)),
+            },
+            () = board.resumed() => break None,
+            changed = orders.changed() => {
+                if changed.is_err() {
+                    break Some(None);
+                }
+                let was_paused = std::mem::replace(&mut order, *orders.borrow_and_update()) == Order::Pause;
+                if was_paused && order == Order::Run {
+                    break None;
+                }
+            }
+        }
+    };
+    if over.is_none() {
+        board.progress(0, false, member.partitions(), Vec::new());
+        board.event(&Event::PartitionResumed { source: paused.partition });
+        show_order(board, order);
+    }
+    Ok(over)
+}
+
 /// Why a run ended in failure.
 enum Failure {
     /// The connector's own.
     Connector(Error),
     /// The clients cannot be used any more.
     Clients(Error),
+    /// None: the step is to stand still.
+    StandsStill(PausedPartition),
 }
 
 /// One run: reads the state, runs the connector, sends what it gives, and waits
@@ -210,7 +263,8 @@ async fn run_once(
     let Parts { around, shop, connector, board, producer } = parts;
     let plan = &shop.plan;
     let Some(topic) = &plan.state else { return Ok(()) };
-    let step = Step::new(plan.cluster.clone(), plan.id.clone(), plan.step_type, shop.step.data().to_owned(), stopping);
+    let step = Step::new(plan.cluster.clone(), plan.id.clone(), plan.step_type, shop.step.data().to_owned(), stopping)
+        .hearing(around.events.clone());
     let state = State::create(&shop.step.data().join("state.sqlite")).map_err(Failure::Connector)?;
     read_state(around, topic, &state).await.map_err(Failure::Clients)?;
     let (queue, emitted) = mpsc::channel(QUEUE);
@@ -230,7 +284,9 @@ async fn run_once(
             tokio::select! {
                 ran = &mut running, if result.is_none() => result = Some(ran),
                 sent = &mut sending => {
-                    sent.map_err(Failure::Clients)?;
+                    if let Some(paused) = sent.map_err(Failure::Clients)? {
+                        return Err(Failure::StandsStill(paused));
+                    }
                     // It ends only after the connector has.
                     return result.unwrap_or(Ok(())).map_err(Failure::Connector);
                 }
@@ -315,9 +371,10 @@ impl Member {
                 self.consumer.pause(&sources);
                 let owned = sources.contains(&self.home);
                 if owned {
-                    self.board.progress(0, false, self.partitions());
+                    self.board.progress(0, false, self.partitions(), Vec::new());
                 }
                 self.board.event(&Event::Assigned(sources));
+                self.board.event(&Event::Rebalanced { owned: owned.then(|| self.home.clone()).into_iter().collect() });
                 owned.then_some(Change::Owned)
             }
             LogEvent::Revoked(revocation) => {
@@ -325,7 +382,8 @@ impl Member {
                 if !revocation.partitions.contains(&self.home) {
                     return None;
                 }
-                self.board.progress(0, false, std::iter::empty());
+                self.board.progress(0, false, std::iter::empty(), Vec::new());
+                self.board.event(&Event::Rebalanced { owned: Vec::new() });
                 Some(Change::Taken(revocation))
             }
             LogEvent::Lost(sources) => {
@@ -334,7 +392,8 @@ impl Member {
                 if !home {
                     return None;
                 }
-                self.board.progress(0, false, std::iter::empty());
+                self.board.progress(0, false, std::iter::empty(), Vec::new());
+                self.board.event(&Event::Rebalanced { owned: Vec::new() });
                 Some(Change::Lost)
             }
             LogEvent::Records(_) | LogEvent::EndOfPartition { .. } | LogEvent::OffsetsGone { .. } => None,

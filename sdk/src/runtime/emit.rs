@@ -8,20 +8,28 @@
 //! records of its document are acknowledged. There is no log to read again from:
 //! when a send fails that may succeed later, everything from there on is sent
 //! again, in order, once nothing else is on its way.
+//!
+//! What cannot be sent at all is given up on, as the step's `on_exhausted` says. Where
+//! the step stands still instead, nothing more is taken; what is on its way is
+//! settled, and what was given up on is forgotten: its state is not written, so the
+//! next run brings it again.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use bytes::Bytes;
-use futures::stream::{FuturesOrdered, FuturesUnordered, StreamExt};
-use pipedoc_transport::log::{OutgoingRecord, Producer};
+use futures::stream::{FuturesOrdered, StreamExt};
+use pipedoc_model::step::OnExhausted;
+use pipedoc_transport::log::{OutgoingRecord, Producer, TopicPartition};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
+use super::breaker::Breaker;
 use super::dead_letter::{self, Reason};
 use super::hop::root_id;
 use super::outbox::{Outbox, Settled, is_of_the_record};
-use super::status::Board;
+use super::status::{Board, PauseReason, PausedPartition};
 use super::work::{About, Workshop};
 use super::{Order, retry};
 use crate::connector::{Emission, EmissionContent, State, StateChanges};
@@ -43,8 +51,8 @@ pub(crate) struct Emissions {
     state: State,
     outbox: Outbox<Ticket>,
     making: FuturesOrdered<tokio::task::JoinHandle<Made>>,
-    /// Dead letters being made of what the log refused.
-    burying: FuturesUnordered<tokio::task::JoinHandle<Buried>>,
+    /// Dead letters being made, in their order.
+    burying: FuturesOrdered<tokio::task::JoinHandle<Buried>>,
     /// Records not acknowledged yet, or waiting for one that is not.
     sending: VecDeque<Entry>,
     /// State changes not acknowledged yet.
@@ -54,6 +62,9 @@ pub(crate) struct Emissions {
     failures: u32,
     /// When everything not acknowledged is sent again.
     again_at: Option<Instant>,
+    breaker: Breaker,
+    /// Why the step stands still, if it does.
+    stopped: Option<PausedPartition>,
     /// What makes going on with these clients impossible.
     fatal: Option<Error>,
 }
@@ -75,6 +86,8 @@ struct Entry {
     about: About,
     /// Why it is a dead letter, if it is one.
     dead: Option<Reason>,
+    /// Why it was dropped, if it was.
+    skipped: Option<String>,
     /// The content, until it cannot become a dead letter any more.
     original: Option<EmissionContent>,
     /// Whether nothing is to be sent.
@@ -83,7 +96,7 @@ struct Entry {
     burying: bool,
 }
 
-/// The dead letter of an emission that the log refused.
+/// The dead letter of an emission.
 struct Buried {
     number: u64,
     letter: OutgoingRecord,
@@ -94,32 +107,35 @@ struct Buried {
 struct Made {
     emission: Emission,
     about: About,
-    records: Vec<OutgoingRecord>,
-    dead: Option<Reason>,
-    unable: Vec<String>,
+    /// Its records, and the outputs that could not carry a deletion.
+    came: Result<(Vec<OutgoingRecord>, Vec<String>)>,
 }
 
 impl Emissions {
     pub(crate) fn new(shop: Arc<Workshop>, board: Arc<Board>, producer: Arc<dyn Producer>, state: State) -> Self {
+        let breaker = Breaker::new(shop.plan.stop_at_failure_rate);
         Self {
             shop,
             board,
             state,
             outbox: Outbox::new(producer),
             making: FuturesOrdered::new(),
-            burying: FuturesUnordered::new(),
+            burying: FuturesOrdered::new(),
             sending: VecDeque::new(),
             writing: VecDeque::new(),
             next: 0,
             bytes: 0,
             failures: 0,
             again_at: None,
+            breaker,
+            stopped: None,
             fatal: None,
         }
     }
 
     /// Sends what comes out of the queue until `run` has ended, and all of it is
-    /// settled. Takes nothing while paused.
+    /// settled. Takes nothing while paused. Ends before `run` has where the step is to
+    /// stand still, and says why.
     ///
     /// # Errors
     /// When the clients cannot be used any more.
@@ -128,7 +144,7 @@ impl Emissions {
         mut queue: mpsc::Receiver<Emission>,
         mut ended: watch::Receiver<bool>,
         mut orders: watch::Receiver<Order>,
-    ) -> Result<()> {
+    ) -> Result<Option<PausedPartition>> {
         let mut open = true;
         loop {
             if let Some(error) = self.fatal.take() {
@@ -136,11 +152,12 @@ impl Emissions {
             }
             self.send_again();
             self.board.set_in_flight(self.making.len() + self.sending.len() + self.writing.len());
-            if !open && self.making.is_empty() && self.sending.is_empty() && self.writing.is_empty() {
-                return Ok(());
+            let is_done = !open || self.stopped.is_some();
+            if is_done && self.making.is_empty() && self.sending.is_empty() && self.writing.is_empty() {
+                return Ok(self.stopped);
             }
             let paused = *orders.borrow_and_update() == Order::Pause;
-            let takes = open && !paused && self.has_room();
+            let takes = open && !paused && self.stopped.is_none() && self.has_room();
             let again_at = if self.outbox.is_empty() { self.again_at } else { None };
             tokio::select! {
                 emission = queue.recv(), if takes => match emission {
@@ -185,8 +202,12 @@ impl Emissions {
     }
 
     fn made(&mut self, made: Made) {
-        let Made { emission, about, records, dead, unable } = made;
+        let Made { emission, about, came } = made;
         let document = about.document.clone();
+        let (records, unable, error) = match came {
+            Ok((records, unable)) => (records, unable, None),
+            Err(error) => (Vec::new(), Vec::new(), Some(error)),
+        };
         match &emission.content {
             EmissionContent::Document(_) | EmissionContent::Unreadable { .. } => {
                 self.board.event(&Event::Found { document });
@@ -205,8 +226,10 @@ impl Emissions {
         self.next += 1;
         let number = self.next;
         let silent = matches!(emission.content, EmissionContent::Unchanged { .. });
-        self.bytes += bytes_of(&records);
-        self.outbox.push(Ticket::Records(number), records.clone());
+        self.bytes += OutgoingRecord::bytes_of(&records);
+        if error.is_none() {
+            self.outbox.push(Ticket::Records(number), records.clone());
+        }
         self.sending.push_back(Entry {
             number,
             records,
@@ -214,11 +237,15 @@ impl Emissions {
             changes: emission.changes,
             settled: emission.settled,
             about,
-            dead,
+            dead: None,
+            skipped: None,
             original: Some(emission.content),
             silent,
-            burying: false,
+            burying: error.is_some(),
         });
+        if let Some(error) = error {
+            self.give_up(number, &error);
+        }
     }
 
     fn settled(&mut self, settled: Settled<Ticket>) {
@@ -237,8 +264,7 @@ impl Emissions {
                 if is_of_the_record(&error) && matches!(settled.ticket, Ticket::Records(_)) && entry.dead.is_none() =>
             {
                 let error = Error::permanent(error).with_kind("refused");
-                self.board.error(&error.to_string());
-                self.bury(number, Reason::new(&error, 1));
+                self.give_up(number, &error);
             }
             Err(error) => {
                 let passing = error.is_retryable() || is_of_the_record(&error);
@@ -256,17 +282,64 @@ impl Emissions {
         self.advance();
     }
 
+    /// A document can never be sent.
+    fn give_up(&mut self, number: u64, error: &Error) {
+        self.board.error(&error.to_string());
+        let on_exhausted = self.shop.plan.on_exhausted;
+        let trips = self.breaker.count(true);
+        let rate = self.breaker.reason();
+        if rate.is_some() || on_exhausted == OnExhausted::Pause {
+            return self.stop(number, error, rate, trips);
+        }
+        match on_exhausted {
+            OnExhausted::Skip => {
+                let Some(entry) = self.sending.iter_mut().find(|entry| entry.number == number) else { return };
+                self.bytes -= OutgoingRecord::bytes_of(&entry.records);
+                entry.records = Vec::new();
+                entry.skipped = Some(error.to_string());
+                entry.burying = false;
+                entry.acknowledged = true;
+                self.advance();
+            }
+            // PAUSE has stopped the step.
+            OnExhausted::DeadLetter | OnExhausted::Pause => self.bury(number, Reason::new(error, 1)),
+        }
+    }
+
+    /// The step stands still, for a document that is forgotten. `rate`: because too many
+    /// failed; `trips`: this one was one too many.
+    fn stop(&mut self, number: u64, error: &Error, rate: Option<String>, trips: bool) {
+        let Some(at) = self.sending.iter().position(|entry| entry.number == number) else { return };
+        let Some(entry) = self.sending.remove(at) else { return };
+        self.bytes -= OutgoingRecord::bytes_of(&entry.records);
+        if let Some(rate) = rate.as_ref().filter(|_| trips) {
+            self.board.error(rate);
+            self.board.event(&Event::FailureRateReached { reason: rate.clone() });
+        }
+        if let Some(topic) = self.shop.plan.state.clone().filter(|_| self.stopped.is_none()) {
+            self.stopped = Some(PausedPartition {
+                partition: TopicPartition::new(topic, 0),
+                since: SystemTime::now(),
+                reason: if rate.is_some() { PauseReason::FailureRate } else { PauseReason::Exhausted },
+                offset: None,
+                document: entry.about.document,
+                error: rate.map_or_else(|| error.to_string(), |rate| format!("{rate}; at last: {error}")),
+            });
+        }
+        self.advance();
+    }
+
     /// A document that can never be written becomes a dead letter. It keeps its
     /// place in the row, so that states stay in order.
     fn bury(&mut self, number: u64, reason: Reason) {
         let Some(entry) = self.sending.iter_mut().find(|entry| entry.number == number) else { return };
         let Some(content) = entry.original.take() else { return };
-        self.bytes -= bytes_of(&entry.records);
+        self.bytes -= OutgoingRecord::bytes_of(&entry.records);
         entry.records = Vec::new();
         entry.burying = true;
         entry.dead = Some(reason.clone());
         let (shop, board, about) = (Arc::clone(&self.shop), Arc::clone(&self.board), entry.about.clone());
-        self.burying.push(tokio::spawn(async move {
+        self.burying.push_back(tokio::spawn(async move {
             let letter = bury(&shop, &board, &content, &about, &reason).await;
             Buried { number, letter, content }
         }));
@@ -278,7 +351,7 @@ impl Emissions {
         entry.records = vec![letter];
         entry.original = Some(content);
         entry.burying = false;
-        self.bytes += bytes_of(&entry.records);
+        self.bytes += OutgoingRecord::bytes_of(&entry.records);
         self.outbox.push(Ticket::Records(number), entry.records.clone());
     }
 
@@ -286,7 +359,7 @@ impl Emissions {
     fn advance(&mut self) {
         while self.sending.front().is_some_and(|entry| entry.acknowledged) {
             let Some(mut entry) = self.sending.pop_front() else { return };
-            self.bytes -= bytes_of(&entry.records);
+            self.bytes -= OutgoingRecord::bytes_of(&entry.records);
             self.tell(&entry);
             if entry.changes.is_empty() {
                 // Nobody need wait for it.
@@ -310,20 +383,23 @@ impl Emissions {
         }
     }
 
-    fn tell(&self, entry: &Entry) {
+    fn tell(&mut self, entry: &Entry) {
         if entry.silent {
             return;
         }
         let About { document, version, tombstone } = entry.about.clone();
-        match &entry.dead {
-            None => {
+        match (&entry.dead, &entry.skipped) {
+            (None, None) => {
+                self.breaker.count(false);
                 self.board.done();
                 self.board.event(&Event::Done { document, sent: entry.records.len(), tombstone });
             }
-            Some(Reason { kind, message, .. }) => {
+            (None, Some(error)) => {
                 self.board.failed();
-                self.board.error(message);
-                tracing::warn!(step = %self.shop.plan.id, document, kind, error = message, "dead letter");
+                self.board.event(&Event::Skipped { document, error: error.clone() });
+            }
+            (Some(Reason { kind, message, .. }), _) => {
+                self.board.failed();
                 let (kind, error) = ((*kind).to_owned(), message.clone());
                 self.board.event(&Event::DeadLetter { document, version, kind, error });
             }
@@ -372,43 +448,26 @@ async fn make(shop: &Arc<Workshop>, board: &Board, emission: Emission) -> Made {
         EmissionContent::Deletion { id, version } => (Content::Deletion(id.clone()), *version),
         EmissionContent::Unchanged { id } => {
             let about = About { document: root_id(id).to_owned(), ..About::default() };
-            return Made { emission, about, records: Vec::new(), dead: None, unable: Vec::new() };
+            return Made { emission, about, came: Ok((Vec::new(), Vec::new())) };
         }
         EmissionContent::Unreadable { id, version, error } => {
             let about = About { document: root_id(id).to_owned(), version: *version, tombstone: false };
-            let reason = Reason::new(error, 1);
-            let letter = bury(shop, board, &emission.content, &about, &reason).await;
-            return Made { emission, about, records: vec![letter], dead: Some(reason), unable: Vec::new() };
+            let came = Err(error.duplicate());
+            return Made { emission, about, came };
         }
     };
     let mut failures = 0_u32;
     loop {
         match shop.bring_in(copy(&content), version, &span).await {
             Ok(worked) => {
-                return Made {
-                    emission,
-                    about: worked.about,
-                    records: worked.records,
-                    dead: None,
-                    unable: worked.unable,
-                };
+                return Made { emission, about: worked.about, came: Ok((worked.records, worked.unable)) };
             }
             Err(failed) if failed.patient => {
                 failures = failures.saturating_add(1);
                 board.trouble(&failed.error);
                 tokio::time::sleep(retry::backoff(&retry::patient(), failures)).await;
             }
-            Err(failed) => {
-                let reason = Reason::new(&failed.error, 1);
-                let letter = bury(shop, board, &emission.content, &failed.about, &reason).await;
-                return Made {
-                    emission,
-                    about: failed.about,
-                    records: vec![letter],
-                    dead: Some(reason),
-                    unable: Vec::new(),
-                };
-            }
+            Err(failed) => return Made { emission, about: failed.about, came: Err(failed.error) },
         }
     }
 }
@@ -445,9 +504,6 @@ fn copy(content: &Content) -> Content {
     match content {
         Content::Document(doc) => Content::Document(doc.clone()),
         Content::Deletion(id) => Content::Deletion(id.clone()),
+        Content::Outdated(id) => Content::Outdated(id.clone()),
     }
-}
-
-fn bytes_of(records: &[OutgoingRecord]) -> usize {
-    records.iter().map(|record| record.value.as_ref().map_or(0, bytes::Bytes::len)).sum()
 }

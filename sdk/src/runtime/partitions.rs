@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use super::exact::Row;
 use super::lanes::{DeliveryId, LaneId};
 use super::retry;
+use super::status::PausedPartition;
 use super::window::{Admission, Window};
 use crate::progress;
 
@@ -87,7 +88,7 @@ pub(crate) struct Partition {
     /// Nothing new is admitted: it is being taken away.
     pub(crate) revoking: bool,
     /// Why it stands still, if it does, until it is told to go on.
-    pub(crate) stopped: Option<String>,
+    pub(crate) stopped: Option<PausedPartition>,
     /// When reading goes on from the watermark, after a send failed.
     pub(crate) restart_at: Option<Instant>,
     /// After a restart, an end of partition seen before the first record is of
@@ -205,9 +206,8 @@ impl Partitions {
     }
 
     /// Those that stand still, and why.
-    pub(crate) fn stopped(&self) -> Vec<(TopicPartition, String)> {
-        let stopped = self.owned.values().filter_map(|partition| Some((partition, partition.stopped.as_ref()?)));
-        stopped.map(|(partition, reason)| (partition.source.as_ref().clone(), reason.clone())).collect()
+    pub(crate) fn stopped(&self) -> Vec<PausedPartition> {
+        self.owned.values().filter_map(|partition| partition.stopped.clone()).collect()
     }
 
     pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Partition> {

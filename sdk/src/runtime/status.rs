@@ -58,14 +58,41 @@ pub struct StepStatus {
     pub last_error_at: Option<SystemTime>,
     /// Partitions owned.
     pub partitions: Vec<TopicPartition>,
-    /// Partitions that stand still because a record of theirs was given up on, and
-    /// why: until the step is resumed or begins anew.
-    pub paused: Vec<(TopicPartition, String)>,
+    /// Partitions owned that stand still, in their order.
+    pub paused: Vec<PausedPartition>,
     /// Hash of the plan that it runs.
     pub hash: String,
     /// Whether the end of every owned partition was seen, nothing is open and all
     /// of it is committed. False while no partition is owned.
     pub drained: bool,
+}
+
+/// A partition that stands still until the step is resumed or begins anew.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PausedPartition {
+    /// The partition; of a connector that of its state topic.
+    pub partition: TopicPartition,
+    /// Since when.
+    pub since: SystemTime,
+    /// Why.
+    pub reason: PauseReason,
+    /// The record that was given up on; none where the partition stands still for
+    /// others, or is a connector's.
+    pub offset: Option<i64>,
+    /// The document of that record, or the one that a connector could not give;
+    /// empty where the partition stands still for others.
+    pub document: String,
+    /// What went wrong, the whole chain.
+    pub error: String,
+}
+
+/// Why a partition stands still.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PauseReason {
+    /// A record of it was given up on (`on_exhausted: PAUSE`).
+    Exhausted,
+    /// Too many deliveries of the step failed (`stop_at_failure_rate`).
+    FailureRate,
 }
 
 /// What stands in a step's way until it is seen to be over.
@@ -116,7 +143,7 @@ struct Face {
     /// Committed offset of each owned partition.
     partitions: BTreeMap<TopicPartition, i64>,
     drained: bool,
-    paused: Vec<(TopicPartition, String)>,
+    paused: Vec<PausedPartition>,
     consumer: Option<Arc<dyn Consumer>>,
 }
 
@@ -159,11 +186,6 @@ impl Board {
         }
     }
 
-    /// Partitions that stand still, and why.
-    pub(crate) fn set_paused(&self, paused: Vec<(TopicPartition, String)>) {
-        self.face.lock().paused = paused;
-    }
-
     /// Lets partitions go on that stand still.
     pub(crate) fn resume(&self) {
         self.resumed.notify_one();
@@ -201,11 +223,14 @@ impl Board {
         in_flight: usize,
         drained: bool,
         partitions: impl Iterator<Item = (TopicPartition, i64)>,
+        mut paused: Vec<PausedPartition>,
     ) {
         self.in_flight.store(in_flight as u64, Ordering::Relaxed);
+        paused.sort_by(|a, b| a.partition.cmp(&b.partition));
         let mut face = self.face.lock();
         face.drained = drained;
         face.partitions = partitions.collect();
+        face.paused = paused;
     }
 
     pub(crate) fn set_in_flight(&self, in_flight: usize) {
@@ -243,7 +268,6 @@ impl Board {
     pub(crate) fn hindered(&self, by: Obstacle, error: &Error) {
         let words = error.to_string();
         self.note(by, words.clone());
-        tracing::warn!(step = %self.id, error = words, "the step has trouble");
         self.tell_of_storage(error);
         self.event(&Event::Error { error: words });
     }
@@ -282,10 +306,9 @@ impl Board {
         self.observer.event(&self.id, event);
     }
 
-    /// An error that concerns no single document: shown, told and logged.
+    /// An error that concerns no single document: shown and told.
     pub(crate) fn trouble(&self, error: &Error) {
         let words = error.to_string();
-        tracing::warn!(step = %self.id, error = words, "the step has trouble");
         self.error(&words);
         self.tell_of_storage(error);
         self.event(&Event::Error { error: words });

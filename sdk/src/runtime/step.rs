@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use pipedoc_model::kafka::Settings;
 use pipedoc_model::names::{ModuleName, Topic};
-use pipedoc_model::step::{ControlState, Delivery, Format, Hydration, InputSource, OnExhausted, StepPlan, StepType};
+use pipedoc_model::step::{ControlState, Delivery, InputSource, OnExhausted, StepPlan, StepType};
 use pipedoc_transport::log::{Consumer, ConsumerConfig, Log, Producer, ProducerConfig, Start, Subscription};
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -22,6 +22,7 @@ use super::claims::{Claims, Shelf};
 use super::clients;
 use super::connect;
 use super::exact::{Desks, Office};
+use super::format::Formats;
 use super::outbox::Outbox;
 use super::pace::Pace;
 use super::partitions::Bounds;
@@ -33,7 +34,7 @@ use super::topics::Topics;
 use super::work::Workshop;
 use super::{Order, process, retry};
 use crate::error::{Error, Result, ResultExt};
-use crate::event::Observer;
+use crate::event::{Event, Events, Observer};
 use crate::factory::{Factory, Program};
 use crate::layers::Layers;
 use crate::module::Step;
@@ -58,6 +59,7 @@ pub(crate) struct Surroundings {
     pub(crate) data: PathBuf,
     pub(crate) factories: HashMap<ModuleName, Factory>,
     pub(crate) observer: Arc<dyn Observer>,
+    pub(crate) events: Events,
     pub(crate) layers: Layers,
     pub(crate) bounds: Bounds,
 }
@@ -247,6 +249,7 @@ async fn live(
     let _stops_with_us = stopping.clone().drop_guard();
     let data = around.data.join("steps").join(plan.id.pipeline.as_str()).join(plan.id.step.as_str());
     let step = Step::new(plan.cluster.clone(), plan.id.clone(), plan.step_type, data, stopping.clone());
+    let step = step.hearing(around.events.clone());
     board.set_state(StepState::Starting);
     let (program, secrets) = match open(around, plan, &step, board, &mut orders).await {
         Some(Ok(opened)) => opened,
@@ -324,13 +327,14 @@ async fn open_once(around: &Surroundings, plan: &StepPlan, step: &Step) -> Resul
         Program::Documents(_) | Program::Records(_) => plan.step_type != StepType::Connector,
         Program::Connector(_) => plan.step_type == StepType::Connector,
     };
-    if !matches!(program, Program::Documents(_)) {
-        refuse_for_records(plan)?;
-    }
-    if plan.delivery == Delivery::ExactlyOnce && matches!(program, Program::Connector(_)) {
-        return Err(
-            Error::permanent("not supported yet: delivery: EXACTLY_ONCE for connectors").with_kind("unsupported")
-        );
+    let delivery = match plan.delivery {
+        Delivery::AtLeastOnce => None,
+        Delivery::ExactlyOnce => Some("EXACTLY_ONCE"),
+        Delivery::AtMostOnce => Some("AT_MOST_ONCE"),
+    };
+    if let Some(delivery) = delivery.filter(|_| matches!(program, Program::Connector(_))) {
+        let what = format!("not supported yet: delivery: {delivery} for connectors");
+        return Err(Error::permanent(what).with_kind("unsupported"));
     }
     if !fits {
         return Err(Error::permanent(format!("module {} cannot be a {:?} step", plan.module, plan.step_type)));
@@ -350,36 +354,10 @@ fn refuse_what_comes_later(plan: &StepPlan) -> Result<()> {
         // What stands still is read anew when it goes on.
         missing.push("delivery: AT_MOST_ONCE with on_exhausted: PAUSE or stop_at_failure_rate");
     }
-    if plan.hydration == Hydration::Lazy {
-        missing.push("hydration: LAZY");
-    }
-    let formats = plan.inputs.iter().map(|input| input.format).chain(plan.outputs.iter().map(|output| output.format));
-    if formats.into_iter().any(|format| format != Format::Pipedoc) {
-        missing.push("format: JSON and RAW");
-    }
     if missing.is_empty() {
         return Ok(());
     }
     Err(Error::permanent(format!("not supported yet: {}", missing.join(", "))).with_kind("unsupported"))
-}
-
-/// Settings that only steps of documents keep yet.
-fn refuse_for_records(plan: &StepPlan) -> Result<()> {
-    let mut missing = Vec::new();
-    if plan.on_exhausted == OnExhausted::Pause {
-        missing.push("on_exhausted: PAUSE");
-    }
-    if plan.stop_at_failure_rate.is_some() {
-        missing.push("stop_at_failure_rate");
-    }
-    if plan.delivery == Delivery::AtMostOnce {
-        missing.push("delivery: AT_MOST_ONCE");
-    }
-    if missing.is_empty() {
-        return Ok(());
-    }
-    let what = format!("not supported yet for connectors and record modules: {}", missing.join(", "));
-    Err(Error::permanent(what).with_kind("unsupported"))
 }
 
 /// Runs the program, with new clients whenever the old ones break.
@@ -407,7 +385,10 @@ async fn run(
         }
         failures = failures.saturating_add(1);
         board.set_consumer(None);
-        board.hindered(Obstacle::Connections, &error.context("the step begins again with new connections"));
+        let error = error.context("the step begins again with new connections");
+        board.note(Obstacle::Connections, error.to_string());
+        board.tell_of_storage(&error);
+        board.event(&Event::ConnectionsRenewed { error: error.to_string() });
         tokio::select! {
             () = tokio::time::sleep(retry::backoff(&retry::patient(), failures)) => {}
             () = stop_ordered(orders) => return Ended::Stopped,
@@ -423,8 +404,8 @@ async fn run_once(
     board: &Arc<Board>,
     orders: &mut watch::Receiver<Order>,
 ) -> Result<Ended> {
-    let router = match Router::new(plan) {
-        Ok(router) => router,
+    let (router, formats) = match Router::new(plan).and_then(|router| Ok((router, Formats::new(plan)?))) {
+        Ok(ready) => ready,
         Err(error) => {
             board.trouble(&error);
             return Ok(Ended::Failed);
@@ -445,7 +426,8 @@ async fn run_once(
         plan: Arc::clone(plan),
         step: step.clone(),
         router,
-        claims: Claims::new(Arc::clone(&around.shelf), plan, bounds.bytes as u64),
+        formats,
+        claims: Arc::new(Claims::new(Arc::clone(&around.shelf), plan, bounds.bytes as u64)),
         topics: Topics::new(Arc::clone(&around.log)),
         service,
         pace: Pace::default(),

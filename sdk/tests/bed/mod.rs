@@ -29,11 +29,11 @@ use pipedoc_transport::objects::Objects;
 use prost::Message;
 
 /// No condition takes longer than this.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Does what a document's title says; several words, one after the other:
 /// `slow:MS`, `fail:N` (the first N attempts), `bad`, `panic`, `many:N`,
-/// `parts:N`, `to:NAME`, `delete`, `skip`, `noid`, `hang`, `partial`.
+/// `parts:N`, `to:NAME`, `delete`, `outdated`, `skip`, `noid`, `hang`, `partial`.
 pub struct Actor {
     attempts: Mutex<HashMap<String, u32>>,
     at_work: Mutex<HashSet<String>>,
@@ -81,6 +81,7 @@ impl Actor {
                     })));
                 }
                 "delete" => output = Some(Output::delete(doc.id.clone())),
+                "outdated" => output = Some(Output::outdated(doc.id.clone())),
                 "skip" => output = Some(Output::skip()),
                 "noid" => output = Some(Output::from(PipeDoc::default())),
                 "partial" => output = Some(Output::from(doc.clone()).partial(Error::retryable("a page"))),

@@ -21,6 +21,8 @@ pub struct FakeEngine(Arc<Said>);
 #[derive(Default)]
 struct Said {
     reports: Mutex<v1::InstanceReport>,
+    /// Every report as it came.
+    raw: Mutex<Vec<v1::InstanceReport>>,
     sessions: Mutex<Vec<mpsc::UnboundedSender<Result<v1::GatewayMessage, Status>>>>,
 }
 
@@ -28,6 +30,18 @@ impl FakeEngine {
     /// Sends an assignment to whoever attached last.
     pub fn send(&self, assignment: v1::Assignment) {
         let message = v1::GatewayMessage { kind: Some(v1::gateway_message::Kind::Assignment(assignment)) };
+        let sessions = self.0.sessions.lock();
+        sessions.last().expect("somebody is attached").send(Ok(message)).expect("the session is open");
+    }
+
+    /// Tells whoever attached last to resume steps (`pipeline/step`).
+    pub fn resume(&self, steps: &[&str]) {
+        let name = |name: &&str| {
+            let (pipeline, step) = name.split_once('/').expect("a pipeline and a step");
+            v1::StepName { pipeline: pipeline.to_owned(), step: step.to_owned() }
+        };
+        let resume = v1::Resume { steps: steps.iter().map(name).collect() };
+        let message = v1::GatewayMessage { kind: Some(v1::gateway_message::Kind::Resume(resume)) };
         let sessions = self.0.sessions.lock();
         sessions.last().expect("somebody is attached").send(Ok(message)).expect("the session is open");
     }
@@ -45,6 +59,11 @@ impl FakeEngine {
         self.0.sessions.lock().len()
     }
 
+    /// Every report as it came, of all sessions.
+    pub fn reports(&self) -> Vec<v1::InstanceReport> {
+        self.0.raw.lock().clone()
+    }
+
     /// The newest report, put together with those before it in its session where it is
     /// partial.
     pub fn last_report(&self) -> v1::InstanceReport {
@@ -58,6 +77,7 @@ fn together(before: &v1::InstanceReport, report: v1::InstanceReport) -> v1::Inst
         return report;
     }
     let mut steps = before.steps.clone();
+    steps.retain(|step| !report.gone.contains(&format!("{}/{}", step.pipeline, step.step)));
     for news in report.steps {
         steps.retain(|step| (&step.pipeline, &step.step) != (&news.pipeline, &news.step));
         steps.push(news);
@@ -67,7 +87,7 @@ fn together(before: &v1::InstanceReport, report: v1::InstanceReport) -> v1::Inst
         endpoint: before.endpoint.clone(),
         started_at: before.started_at,
         serve: before.serve.clone(),
-        held_hashes: before.held_hashes.clone(),
+        list_hash: before.list_hash.clone(),
         steps,
         partial: false,
         ..report
@@ -84,12 +104,14 @@ impl ModuleGateway for FakeEngine {
     ) -> Result<Response<Self::AttachStream>, Status> {
         let mut reports = request.into_inner();
         let mut whole = reports.message().await?.expect("a session begins with a report");
+        self.0.raw.lock().push(whole.clone());
         *self.0.reports.lock() = whole.clone();
         let (messages, outgoing) = mpsc::unbounded_channel();
         self.0.sessions.lock().push(messages);
         let said = Arc::clone(&self.0);
         tokio::spawn(async move {
             while let Some(Ok(report)) = reports.next().await {
+                said.raw.lock().push(report.clone());
                 whole = together(&whole, report);
                 *said.reports.lock() = whole.clone();
             }

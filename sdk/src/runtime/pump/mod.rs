@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use futures::future::BoxFuture;
 use pipedoc_model::step::{Delivery as Promise, Ordering};
-use pipedoc_transport::log::{self, Commit, Consumer, Event as LogEvent, Record, RecordBatch};
+use pipedoc_transport::log::{self, Commit, Consumer, Event as LogEvent, RecordBatch};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
@@ -255,7 +255,7 @@ impl Pump {
                 (Ordering::None, _) => LaneKey::Alone(id),
             };
             let lane = self.lanes.lane(&key);
-            if partition.admit(record.offset, bytes_of(&record), lane) != Admission::Open {
+            if partition.admit(record.offset, record.bytes(), lane) != Admission::Open {
                 continue;
             }
             let source = Arc::clone(&partition.source);
@@ -336,7 +336,7 @@ impl Pump {
             let deliveries = &self.deliveries;
             self.lanes.start_batch(most, |id| {
                 let Some(delivery) = deliveries.get(id) else { return false };
-                let size = bytes_of(&delivery.record);
+                let size = delivery.record.bytes();
                 if !jobs.is_empty() && (alone || delivery.alone || bytes + size > bounds.bytes) {
                     return false;
                 }
@@ -413,7 +413,8 @@ impl Pump {
 
     fn show(&self) {
         let partitions = self.partitions.iter().map(|p| (p.source.as_ref().clone(), p.window.committed_offset()));
-        self.board.progress(self.deliveries.len(), self.partitions.are_drained(), partitions);
+        let paused = self.partitions.stopped();
+        self.board.progress(self.deliveries.len(), self.partitions.are_drained(), partitions, paused);
     }
 
     /// When the loop, which last looked at `now`, must look again though nothing
@@ -459,12 +460,6 @@ impl Pump {
 }
 
 /// Bytes that a record holds.
-fn bytes_of(record: &Record) -> usize {
-    let length = |bytes: Option<&[u8]>| bytes.map_or(0, <[u8]>::len);
-    let headers: usize = record.headers.iter().map(|header| header.name().len() + length(header.value())).sum();
-    length(record.key.as_deref()) + length(record.value.as_deref()) + headers
-}
-
 async fn poll_option<T>(future: &mut Option<BoxFuture<'static, T>>) -> T {
     match future {
         Some(future) => future.await,

@@ -154,7 +154,6 @@ impl Pump {
         self.lanes.wait(lane, id, Some(Instant::now() + wait));
         self.board.tell_of_storage(&error);
         let error = error.to_string();
-        tracing::debug!(step = %self.shop.plan.id, document = about.document, attempts, error, "an attempt failed");
         self.board.error(&error);
         self.event(Event::Retrying { document: about.document, attempts, error });
     }
@@ -169,7 +168,6 @@ impl Pump {
         let Some(delivery) = self.deliveries.get_mut(id) else { return };
         match on_exhausted {
             OnExhausted::Skip => {
-                tracing::warn!(step = %self.shop.plan.id, document = about.document, %error, "skipped");
                 self.board.failed();
                 self.board.event(&Event::Skipped { document: about.document, error: error.to_string() });
                 self.is_settled(id);
@@ -246,7 +244,6 @@ impl Pump {
                 self.breaker.count(false);
                 self.board.done();
                 if let Some(error) = partial {
-                    tracing::warn!(step = %self.shop.plan.id, document = about.document, error, "done with losses");
                     self.board.event(&Event::Partial { document: about.document.clone(), error });
                 }
                 let About { document, tombstone, .. } = about;
@@ -256,7 +253,6 @@ impl Pump {
             Stage::SendingDeadLetter { about, reason } => {
                 self.board.failed();
                 let Reason { kind, message, .. } = reason;
-                tracing::warn!(step = %self.shop.plan.id, document = about.document, kind, error = message, "dead letter");
                 let About { document, version, .. } = about;
                 self.board.event(&Event::DeadLetter { document, version, kind: kind.to_owned(), error: message });
                 self.is_settled(id);

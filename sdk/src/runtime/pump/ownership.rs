@@ -35,6 +35,7 @@ impl Pump {
                     self.partitions.assign(partition);
                 }
                 self.event(Event::Assigned(sources));
+                self.tell_owned();
                 if let Some(reason) = self.breaker.reason() {
                     self.stop_all(&reason);
                 }
@@ -53,6 +54,7 @@ impl Pump {
                 }
                 self.forget_dropped();
                 self.event(Event::Lost(sources));
+                self.tell_owned();
             }
             LogEvent::OffsetsGone { source, wanted, resumed_at } => {
                 let trouble = if resumed_at < wanted {
@@ -72,7 +74,7 @@ impl Pump {
                     let last = resumed_at - 1;
                     format!("{source}: offsets {wanted} to {last} are gone; reading goes on at {resumed_at}")
                 };
-                self.board.trouble(&Error::permanent(trouble));
+                self.board.error(&trouble);
                 self.event(Event::OffsetsGone { source, wanted, resumed_at });
             }
         }
@@ -153,8 +155,16 @@ impl Pump {
             self.revoking.remove(at).revocation.release();
             if !sources.is_empty() {
                 self.event(Event::Revoked(sources));
+                self.tell_owned();
             }
         }
+    }
+
+    /// Tells what is owned after the group was divided anew.
+    fn tell_owned(&self) {
+        let mut owned: Vec<_> = self.partitions.iter().map(|partition| partition.source.as_ref().clone()).collect();
+        owned.sort();
+        self.board.event(&Event::Rebalanced { owned });
     }
 
     /// Everything of a partition that is in flight is dropped; reading goes on

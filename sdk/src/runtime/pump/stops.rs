@@ -10,8 +10,8 @@
 //! What is done behind the record stays done; it is named in the commits.
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
-use pipedoc_transport::log::TopicPartition;
 use tokio::time::Instant;
 
 use super::Pump;
@@ -19,7 +19,7 @@ use crate::error::Error;
 use crate::event::Event;
 use crate::runtime::Order;
 use crate::runtime::lanes::DeliveryId;
-use crate::runtime::status::StepState;
+use crate::runtime::status::{PauseReason, PausedPartition, StepState};
 use crate::runtime::work::About;
 
 impl Pump {
@@ -28,13 +28,13 @@ impl Pump {
         let trips = self.breaker.count(true);
         let Some(rate) = self.breaker.reason() else {
             if pauses {
-                self.stop_for(id, about, error);
+                self.stop_for(id, about, PauseReason::Exhausted, error.to_string());
             }
             return pauses;
         };
-        self.stop_for(id, about, error);
+        self.stop_for(id, about, PauseReason::FailureRate, format!("{rate}; at last: {error}"));
         if trips {
-            self.board.trouble(&Error::permanent(rate.clone()));
+            self.board.error(&rate);
             self.event(Event::FailureRateReached { reason: rate.clone() });
             self.board.set_state(StepState::Paused);
         }
@@ -42,17 +42,24 @@ impl Pump {
         true
     }
 
-    /// Stops every partition that does not stand still yet.
-    pub(super) fn stop_all(&mut self, reason: &str) {
+    /// Stops every partition that does not stand still yet, for the rate of failures.
+    pub(super) fn stop_all(&mut self, rate: &str) {
         let sources: Vec<_> = self.partitions.iter().map(|partition| Arc::clone(&partition.source)).collect();
         for source in sources {
-            self.stop(&source, "", reason);
+            self.stop(PausedPartition {
+                partition: source.as_ref().clone(),
+                since: SystemTime::now(),
+                reason: PauseReason::FailureRate,
+                offset: None,
+                document: String::new(),
+                error: rate.to_owned(),
+            });
         }
     }
 
     /// Stops the partition of a delivery that is given up on, which comes again
     /// when the partition is read on.
-    fn stop_for(&mut self, id: DeliveryId, about: &About, error: &Error) {
+    fn stop_for(&mut self, id: DeliveryId, about: &About, reason: PauseReason, error: String) {
         let Some(delivery) = self.deliveries.remove(id) else { return };
         self.lanes.leave(delivery.lane, id);
         self.deliveries.arrived(delivery.lane, id);
@@ -64,16 +71,21 @@ impl Pump {
             self.deliveries.remove(id);
             self.deliveries.arrived(delivery.lane, id);
         }
-        self.stop(&source, &about.document, &format!("offset {offset}: {error}"));
+        self.stop(PausedPartition {
+            partition: source.as_ref().clone(),
+            since: SystemTime::now(),
+            reason,
+            offset: Some(offset),
+            document: about.document.clone(),
+            error,
+        });
     }
 
-    fn stop(&mut self, source: &Arc<TopicPartition>, document: &str, reason: &str) {
-        let Some(partition) = self.partitions.get_mut(source) else { return };
+    fn stop(&mut self, paused: PausedPartition) {
+        let Some(partition) = self.partitions.get_mut(&paused.partition) else { return };
         if partition.stopped.is_none() {
-            partition.stopped = Some(reason.to_owned());
-            tracing::warn!(step = %self.shop.plan.id, %source, document, reason, "the partition stands still");
-            let (source, document, error) = (source.as_ref().clone(), document.to_owned(), reason.to_owned());
-            self.event(Event::PartitionPaused { source, document, error });
+            partition.stopped = Some(paused.clone());
+            self.event(Event::PartitionPaused(paused));
         }
         self.drop_what_is_stopped();
     }
@@ -82,21 +94,21 @@ impl Pump {
     pub(super) fn drop_what_is_stopped(&mut self) {
         let stopped = self.partitions.stopped();
         if !stopped.is_empty() {
-            self.deliveries.drop_waiting(|source| stopped.iter().any(|(stopped, _)| stopped == source));
+            self.deliveries.drop_waiting(|source| stopped.iter().any(|paused| paused.partition == *source));
             self.forget_dropped();
         }
-        self.board.set_paused(stopped);
     }
 
     /// Reads on where partitions stand still: what stopped them is tried again.
     pub(super) fn resume(&mut self, now: Instant) {
-        if self.partitions.stopped().iter().any(|(source, _)| self.out.is_writing(source)) {
+        let stopped = self.partitions.stopped();
+        if stopped.iter().any(|paused| self.out.is_writing(&paused.partition)) {
             // What is being written would be worked on anew.
             self.resume_later = true;
             return;
         }
         self.breaker.reset();
-        for (source, _) in self.partitions.stopped() {
+        for PausedPartition { partition: source, .. } in stopped {
             // What is still at work would be done beside itself.
             self.deliveries.drop_all(|other| *other == source);
             if let Some(partition) = self.partitions.get_mut(&source) {
@@ -105,7 +117,6 @@ impl Pump {
             self.event(Event::PartitionResumed { source });
         }
         self.forget_dropped();
-        self.board.set_paused(Vec::new());
         if self.order == Order::Run {
             self.board.set_state(StepState::Running);
         }

@@ -29,7 +29,8 @@ use crate::runtime::work::About;
 pub(super) enum Turn {
     /// The module has returned; what it piped is on its way.
     Returned(Sending),
-    /// The module has returned; what it piped is to be written in a transaction.
+    /// The module has returned; what it piped is to be written in a transaction, or
+    /// sent once.
     Gathered(Shipment),
     /// The attempt failed.
     Failed { error: Error, patient: bool, culprit: Option<i64>, marks: Vec<bool> },
@@ -76,12 +77,10 @@ pub(super) async fn attempt(
         Err(_) => Err(Error::retryable("no answer in time").with_kind("timeout")),
     };
     match result.and_then(|()| context.pipe.take_refused().map_or(Ok(()), Err)) {
-        Ok(()) if station.exact.is_some() => Turn::Gathered(context.pipe.take_waiting()),
+        Ok(()) if station.gathers() => Turn::Gathered(context.pipe.take_waiting()),
         Ok(()) => Turn::Returned(sending),
-        // Its own transaction is none, marks included.
-        Err(error) if station.exact.is_some() => {
-            Turn::Failed { error, patient: false, culprit: None, marks: Vec::new() }
-        }
+        // Nothing of it was sent, and its own transaction is none, marks included.
+        Err(error) if station.gathers() => Turn::Failed { error, patient: false, culprit: None, marks: Vec::new() },
         Err(error) => {
             // Marks count only when all that was piped is acknowledged.
             let marks = context.pipe.take_marks();
@@ -122,7 +121,7 @@ pub(super) async fn bury(station: Arc<Station>, source: Arc<Source>, record: Rec
     loop {
         let sent = async {
             let letter = dead_letter::of_record(&station.shop, &record, &source.place, &reason).await?;
-            if station.exact.is_some() {
+            if station.gathers() {
                 return Ok(Shipment::of(letter));
             }
             for report in station.producer.send(vec![letter]).await?.await {
@@ -145,6 +144,7 @@ pub(super) async fn bury(station: Arc<Station>, source: Arc<Source>, record: Rec
 
 /// Tells that records are done.
 pub(super) fn told_done(station: &Station, records: &[Record], sent: usize) {
+    station.fuse.done(records.len());
     station.board.done_many(records.len());
     if !station.board.heeds_documents() {
         return;

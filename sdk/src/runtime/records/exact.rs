@@ -124,7 +124,7 @@ impl Writer {
     async fn culprit(&mut self, parcel: &Parcel) -> Option<i64> {
         for (record, origin) in parcel.records.iter().zip(&parcel.origins) {
             let limit = self.station.shop.topics.limit(&record.topic).await;
-            if size::of_record(record.key.as_deref(), record.value.as_deref(), &record.headers) > limit {
+            if size::above(limit, record.key.as_deref(), record.value.as_deref(), &record.headers).is_some() {
                 return (*origin != NONE).then_some(*origin);
             }
         }

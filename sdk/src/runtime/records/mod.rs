@@ -12,22 +12,32 @@
 //! what a module pipes. Batches of a partition follow each other without waiting
 //! for acknowledgements; when something could not be written, that batch and all
 //! after it are done anew, from memory, in order.
+//!
+//! A partition that stands still (`on_exhausted: PAUSE`, `stop_at_failure_rate`)
+//! keeps what it has in memory; resumed, it tries that again, with all attempts.
+//! Under `AT_MOST_ONCE` a batch waits until its end is committed, what it pipes is
+//! sent when it has returned, and whatever becomes of that, it is not sent again.
 
 mod attempt;
 mod counter;
 mod exact;
+mod first;
+mod fuse;
 mod owned;
 mod pipe;
 mod progress;
 mod pump;
 mod sending;
+mod stops;
 mod worker;
 
 use std::sync::Arc;
 
 pub(crate) use exact::Exact;
+use fuse::Fuse;
 use parking_lot::Mutex;
 pub(crate) use pipe::Pipe;
+use pipedoc_model::step::Delivery;
 use pipedoc_transport::log::Producer;
 pub(crate) use pump::RecordPump;
 use tokio::sync::{Notify, Semaphore};
@@ -51,6 +61,7 @@ pub(crate) struct Station {
     fatal: Mutex<Option<Error>>,
     /// Under `delivery: EXACTLY_ONCE`.
     exact: Option<Arc<Exact>>,
+    fuse: Fuse,
 }
 
 impl Station {
@@ -65,6 +76,17 @@ impl Station {
     ) -> Self {
         let exact = exact.map(Arc::new);
         let hands = Arc::new(Semaphore::new(concurrency.max(1)));
-        Self { shop, program, producer, board, hands, news: Notify::new(), fatal: Mutex::default(), exact }
+        let fuse = Fuse::new(shop.plan.stop_at_failure_rate);
+        Self { shop, program, producer, board, hands, news: Notify::new(), fatal: Mutex::default(), exact, fuse }
+    }
+
+    /// Whether batches are committed before they are worked on.
+    fn commits_first(&self) -> bool {
+        self.shop.plan.delivery == Delivery::AtMostOnce
+    }
+
+    /// Whether what a batch pipes is kept until it has returned without error.
+    fn gathers(&self) -> bool {
+        self.exact.is_some() || self.commits_first()
     }
 }

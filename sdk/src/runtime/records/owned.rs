@@ -2,14 +2,15 @@
 
 use std::sync::Arc;
 
-use pipedoc_transport::log::{AssignedPartition, RecordBatch};
+use pipedoc_transport::log::{AssignedPartition, Record, RecordBatch};
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::AbortHandle;
 
 use super::Station;
 use super::progress::Progress;
-use super::worker::{Task, Worker, bytes_of};
+use super::worker::{Measured, Task, Worker};
+use crate::runtime::status::PausedPartition;
 
 /// A partition owned.
 pub(super) struct Owned {
@@ -19,8 +20,12 @@ pub(super) struct Owned {
     pub(super) committed: i64,
     /// Whether transactions commit its offsets, all but the end of the partition.
     exact: bool,
+    /// Whether records are committed before they are worked on.
+    first: bool,
     /// Nothing new is admitted: it is being taken away.
     pub(super) revoking: bool,
+    /// The worker was told to end; nothing more is given to be committed first.
+    finishing: bool,
     /// Whether the consumer was told to hold it back.
     pub(super) resting: bool,
     /// Where the next record is read.
@@ -34,7 +39,7 @@ pub(super) struct Owned {
     /// Its share of the bounds is used up.
     full: bool,
     progress: Arc<Progress>,
-    batches: UnboundedSender<RecordBatch>,
+    batches: UnboundedSender<Measured>,
     tasks: watch::Sender<Task>,
     worker: AbortHandle,
 }
@@ -64,7 +69,9 @@ impl Owned {
             // place where reading begins, except that the first commit writes it down.
             committed: committed.as_ref().map_or(-1, |committed| committed.offset),
             exact: station.exact.is_some(),
+            first: station.commits_first(),
             revoking: false,
+            finishing: matches!(task, Task::Finish { .. }),
             resting: false,
             position: *position,
             admitted: *position,
@@ -80,8 +87,49 @@ impl Owned {
     }
 
     /// Tells the worker what to do.
-    pub(super) fn tell(&self, task: Task) {
+    pub(super) fn tell(&mut self, task: Task) {
+        self.finishing = matches!(task, Task::Finish { .. });
         self.tasks.send_if_modified(|now| std::mem::replace(now, task) != task);
+    }
+
+    /// Goes on, if it stands still.
+    pub(super) fn resume(&self) {
+        self.progress.resume();
+        self.wake();
+    }
+
+    /// Has the worker look again.
+    fn wake(&self) {
+        self.tasks.send_modify(|_| {});
+    }
+
+    /// Why it stands still by itself, if it does.
+    pub(super) fn stopped(&self) -> Option<PausedPartition> {
+        self.progress.stopped()
+    }
+
+    /// Whether it stands still by itself.
+    pub(super) fn is_stopped(&self) -> bool {
+        self.progress.is_stopped()
+    }
+
+    /// This is about to be committed.
+    pub(super) fn commits(&self, offset: i64) {
+        self.progress.commits(offset);
+    }
+
+    /// The group has committed.
+    pub(super) fn has_committed(&mut self, offset: i64) {
+        self.committed = self.committed.max(offset);
+        if self.first {
+            self.progress.commit(self.committed);
+            self.wake();
+        }
+    }
+
+    /// Whether records wait to be committed before they are worked on.
+    pub(super) fn is_gated(&self) -> bool {
+        self.first && !self.finishing && self.admitted > self.committed
     }
 
     /// Takes a batch in. Offsets below the position were seen already.
@@ -93,9 +141,9 @@ impl Owned {
         self.position = last.offset + 1;
         self.admitted = self.position;
         self.at_end = false;
-        let (records, bytes) = (batch.records.len(), bytes_of(&batch.records));
+        let (records, bytes) = (batch.records.len(), Record::bytes_of(&batch.records));
         // A worker that is finishing takes nothing; it is not missed then.
-        if self.batches.send(batch).is_ok() {
+        if self.batches.send((batch, bytes)).is_ok() {
             self.records += records;
             self.bytes += bytes;
         }
@@ -128,9 +176,12 @@ impl Owned {
         self.full
     }
 
-    /// Everything below it is done.
+    /// Everything below it is done, or is to be committed before it is.
     fn watermark(&self) -> i64 {
-        let done = self.progress.done();
+        if self.first && self.finishing {
+            return self.progress.committing();
+        }
+        let done = if self.first { self.admitted } else { self.progress.done() };
         if done >= self.admitted { self.position } else { done }
     }
 

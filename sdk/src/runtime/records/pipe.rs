@@ -100,9 +100,9 @@ impl Shipment {
         Self { first: 0, records: vec![record], origins: vec![NONE] }
     }
 
-    /// Bytes of its values.
+    /// Bytes of its records.
     pub(super) fn bytes(&self) -> usize {
-        self.records.iter().map(|record| record.value.as_ref().map_or(0, Bytes::len)).sum()
+        OutgoingRecord::bytes_of(&self.records)
     }
 }
 
@@ -162,9 +162,9 @@ impl Pipe {
         self.notes.lock().ended = true;
     }
 
-    /// Whether what is piped is kept for a transaction.
-    pub(super) fn is_exact(&self) -> bool {
-        self.trial.jobs.is_some()
+    /// Whether what is piped is kept until the batch has returned.
+    pub(super) fn is_gathered(&self) -> bool {
+        self.trial.station.gathers()
     }
 
     pub(super) fn producer(&self) -> Arc<dyn Producer> {
@@ -282,8 +282,8 @@ impl Pipe {
         }
         drop(notes);
         let report = self.ledger.report(numbers.clone());
-        if self.is_exact() {
-            // It is written with its transaction.
+        if self.is_gathered() {
+            // It is written with its transaction, or sent once.
             self.ledger.settle(numbers.start, Settled::Taken((numbers.end - numbers.start) as usize));
         }
         report

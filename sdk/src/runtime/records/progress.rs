@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
 use parking_lot::Mutex;
 
 use crate::progress;
+use crate::runtime::status::PausedPartition;
 
 /// How far a partition is.
 #[derive(Debug, Default)]
@@ -17,8 +18,13 @@ pub(super) struct Progress {
     records: AtomicUsize,
     /// Offsets that are done beyond it.
     beyond: Mutex<BTreeSet<i64>>,
-    /// What the group has committed in transactions; -1: nothing.
+    /// What the group has committed, where the worker has to know: in transactions, or
+    /// before it works on it; -1: nothing.
     committed: AtomicI64,
+    /// What was given to be committed before it is worked on.
+    committing: AtomicI64,
+    stopped: Mutex<Option<PausedPartition>>,
+    is_stopped: AtomicBool,
     bytes: AtomicUsize,
     ended: AtomicBool,
     finished: AtomicBool,
@@ -27,7 +33,38 @@ pub(super) struct Progress {
 impl Progress {
     /// A partition of which everything below this offset is done.
     pub(super) fn new(done: i64) -> Self {
-        Self { done: AtomicI64::new(done), committed: AtomicI64::new(-1), ..Self::default() }
+        let (committed, committing) = (AtomicI64::new(-1), AtomicI64::new(done));
+        Self { done: AtomicI64::new(done), committed, committing, ..Self::default() }
+    }
+
+    /// The partition stands still.
+    pub(super) fn stop(&self, paused: PausedPartition) {
+        *self.stopped.lock() = Some(paused);
+        self.is_stopped.store(true, Ordering::Release);
+    }
+
+    /// The partition goes on.
+    pub(super) fn resume(&self) {
+        *self.stopped.lock() = None;
+        self.is_stopped.store(false, Ordering::Release);
+    }
+
+    pub(super) fn is_stopped(&self) -> bool {
+        self.is_stopped.load(Ordering::Acquire)
+    }
+
+    /// Why it stands still, if it does.
+    pub(super) fn stopped(&self) -> Option<PausedPartition> {
+        if self.is_stopped() { self.stopped.lock().clone() } else { None }
+    }
+
+    /// Everything below this offset is given to be committed, and will be worked on.
+    pub(super) fn commits(&self, offset: i64) {
+        self.committing.fetch_max(offset, Ordering::AcqRel);
+    }
+
+    pub(super) fn committing(&self) -> i64 {
+        self.committing.load(Ordering::Acquire)
     }
 
     /// Everything below this offset is done, so many records and bytes more.
@@ -72,7 +109,7 @@ impl Progress {
         progress::encode(watermark, &runs, progress::LIMIT)
     }
 
-    /// A transaction has committed this offset.
+    /// This offset is committed.
     pub(super) fn commit(&self, offset: i64) {
         self.committed.store(offset, Ordering::Release);
     }

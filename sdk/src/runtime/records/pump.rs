@@ -16,12 +16,13 @@ use tokio::time::Instant;
 
 use super::Station;
 use super::attempt::told;
+use super::fuse::Blown;
 use super::owned::Owned;
 use super::worker::Task;
 use crate::error::{Error, Result};
 use crate::event::Event;
 use crate::runtime::partitions::Bounds;
-use crate::runtime::status::{Obstacle, StepState};
+use crate::runtime::status::{Obstacle, PausedPartition, StepState};
 use crate::runtime::{Order, retry};
 
 /// How often offsets are committed while work goes on.
@@ -33,10 +34,10 @@ const LAST_MOMENT: Duration = Duration::from_secs(2);
 
 /// Moves one step's records.
 pub(crate) struct RecordPump {
-    station: Arc<Station>,
+    pub(super) station: Arc<Station>,
     consumer: Arc<dyn Consumer>,
     bounds: Bounds,
-    owned: HashMap<TopicPartition, Owned>,
+    pub(super) owned: HashMap<TopicPartition, Owned>,
     /// A seat for each partition's worker, also of those that were taken away.
     seats: HashMap<TopicPartition, Arc<Semaphore>>,
     revoking: Vec<Revoking>,
@@ -47,10 +48,12 @@ pub(crate) struct RecordPump {
     commit: Option<BoxFuture<'static, Committing>>,
     last_commit: Instant,
     commit_failed: bool,
-    order: Order,
+    pub(super) order: Order,
+    /// Why the step stands still, once that was told.
+    pub(super) blown: Option<Blown>,
     next_number: u64,
     /// What the board was last told.
-    shown: Option<(bool, i64)>,
+    shown: Option<(bool, i64, Vec<PausedPartition>)>,
 }
 
 /// What was to be committed, each with the number of its partition's ownership;
@@ -82,6 +85,7 @@ impl RecordPump {
             last_commit: Instant::now(),
             commit_failed: false,
             order: Order::Run,
+            blown: None,
             next_number: 0,
             shown: None,
         }
@@ -113,6 +117,7 @@ impl RecordPump {
         let station = Arc::clone(&self.station);
         loop {
             let now = Instant::now();
+            self.notice_rate();
             self.advance_revocations(now);
             self.adjust_flow();
             self.begin_commit(now);
@@ -135,6 +140,7 @@ impl RecordPump {
                     self.consumed(event)?;
                 }
                 () = station.news.notified() => {}
+                () = station.board.resumed() => self.resume(),
                 () = sleep_until(deadline) => {}
                 changed = orders.changed() => {
                     // Whoever gave orders is gone: stop at once, as if told to.
@@ -146,14 +152,17 @@ impl RecordPump {
     }
 
     fn obey(&mut self, order: Order) {
-        self.order = order;
+        let was_paused = std::mem::replace(&mut self.order, order) == Order::Pause;
+        if was_paused && order == Order::Run {
+            self.resume();
+        }
         self.station.board.set_state(match order {
             Order::Run => StepState::Running,
             Order::Pause => StepState::Paused,
             Order::Stop { .. } => StepState::Stopping,
         });
         let task = self.task();
-        self.owned.values().filter(|owned| !owned.revoking).for_each(|owned| owned.tell(task));
+        self.owned.values_mut().filter(|owned| !owned.revoking).for_each(|owned| owned.tell(task));
     }
 
     /// What workers are to do as things stand.
@@ -209,6 +218,7 @@ impl RecordPump {
                 self.begin_anew(&sources);
                 assigned.iter().for_each(|partition| self.assign(partition));
                 self.station.board.event(&Event::Assigned(sources));
+                self.tell_owned();
             }
             LogEvent::Revoked(revocation) => {
                 for source in &revocation.partitions {
@@ -223,6 +233,7 @@ impl RecordPump {
             LogEvent::Lost(sources) => {
                 self.abort(&sources, true);
                 self.station.board.event(&Event::Lost(sources));
+                self.tell_owned();
             }
             LogEvent::OffsetsGone { source, wanted, resumed_at } => {
                 let trouble = if resumed_at < wanted {
@@ -238,7 +249,7 @@ impl RecordPump {
                     let last = resumed_at - 1;
                     format!("{source}: offsets {wanted} to {last} are gone; reading goes on at {resumed_at}")
                 };
-                self.station.board.trouble(&Error::permanent(trouble));
+                self.station.board.error(&trouble);
                 self.station.board.event(&Event::OffsetsGone { source, wanted, resumed_at });
             }
         }
@@ -249,6 +260,7 @@ impl RecordPump {
         let seat = self.seats.entry(assigned.source.clone()).or_insert_with(|| Arc::new(Semaphore::new(1)));
         let owned = Owned::begin(&self.station, assigned, self.next_number, Arc::clone(seat), self.task());
         self.owned.insert(assigned.source.clone(), owned);
+        self.came_while_blown(&assigned.source);
     }
 
     /// Forgets whatever was known of partitions whose ownership begins: the log
@@ -315,8 +327,16 @@ impl RecordPump {
             self.revoking.remove(at).revocation.release();
             if !sources.is_empty() {
                 self.station.board.event(&Event::Revoked(sources));
+                self.tell_owned();
             }
         }
+    }
+
+    /// Tells what is owned after the group was divided anew.
+    fn tell_owned(&self) {
+        let mut owned: Vec<_> = self.owned.keys().cloned().collect();
+        owned.sort();
+        self.station.board.event(&Event::Rebalanced { owned });
     }
 
     /// Tells the consumer which partitions to hold back: a partition whose share of
@@ -324,10 +344,10 @@ impl RecordPump {
     fn adjust_flow(&mut self) {
         let shares = self.owned.len().max(1);
         let (records, bytes) = ((self.bounds.records / shares).max(1), (self.bounds.bytes / shares).max(1));
-        let all_rest = self.order != Order::Run;
+        let all_rest = self.order != Order::Run || self.blown.is_some();
         let (mut rest, mut go) = (Vec::new(), Vec::new());
         for (source, owned) in &mut self.owned {
-            let must_rest = owned.measure(records, bytes) || all_rest || owned.revoking;
+            let must_rest = owned.measure(records, bytes) || all_rest || owned.revoking || owned.is_stopped();
             if must_rest != owned.resting {
                 owned.resting = must_rest;
                 if must_rest { &mut rest } else { &mut go }.push(source.clone());
@@ -360,12 +380,13 @@ impl RecordPump {
         let drained = !self.owned.is_empty()
             && self.owned.values().all(|owned| owned.is_drained() && owned.uncommitted().is_none());
         // Batches come far more often than anybody looks.
-        let committed = self.owned.values().map(|owned| owned.committed_offset() + owned.number as i64).sum();
-        if self.shown != Some((drained, committed)) {
-            self.shown = Some((drained, committed));
+        let committed: i64 = self.owned.values().map(|owned| owned.committed_offset() + owned.number as i64).sum();
+        let now = (drained, committed, self.paused());
+        if self.shown.as_ref() != Some(&now) {
             let in_flight = self.owned.values().map(|owned| owned.open().0).sum();
             let places = self.owned.iter().map(|(source, owned)| (source.clone(), owned.committed_offset()));
-            board.progress(in_flight, drained, places);
+            board.progress(in_flight, drained, places, now.2.clone());
+            self.shown = Some(now);
         }
     }
 
@@ -389,6 +410,9 @@ impl RecordPump {
         }
         let due = |owned: &Owned| {
             owned.uncommitted()?;
+            if owned.is_gated() && !self.commit_failed {
+                return Some(self.last_commit);
+            }
             let hurry = (owned.is_drained() || owned.has_ended()) && !self.commit_failed;
             Some(self.last_commit + if hurry { COMMIT_WHEN_DRAINED } else { COMMIT_EVERY })
         };
@@ -415,6 +439,7 @@ impl RecordPump {
             .filter(|(source, owned)| wanted(source, owned))
             .filter_map(|(source, owned)| {
                 let offset = owned.uncommitted()?;
+                owned.commits(offset);
                 let metadata = owned.metadata(offset);
                 Some((Commit { source: source.clone(), offset, metadata }, owned.number))
             })
@@ -437,7 +462,7 @@ impl RecordPump {
             self.station.board.is_over(|obstacle| *obstacle == Obstacle::Committing);
             for (commit, number) in commits {
                 if let Some(owned) = self.owned.get_mut(&commit.source).filter(|owned| owned.number == number) {
-                    owned.committed = owned.committed.max(commit.offset);
+                    owned.has_committed(commit.offset);
                 }
             }
             return Ok(());

@@ -12,7 +12,7 @@ use futures::future::BoxFuture;
 use futures::stream::{FuturesUnordered, StreamExt};
 use pipedoc_transport::log::{self, Producer, Receipt, Reports};
 
-use super::pipe::{NONE, Pipe};
+use super::pipe::{NONE, Pipe, Shipment};
 use crate::record::{Ledger, Settled};
 use crate::runtime::outbox::is_of_the_record;
 
@@ -24,6 +24,9 @@ pub(super) struct Outcome {
     /// The error that says most, and the offset that it is about: one that may pass
     /// before one that will not, as then all are sent again.
     pub(super) failed: Option<(log::Error, Option<i64>)>,
+    /// What was not acknowledged of a shipment that is sent once, each with the offset
+    /// that it was piped for, or [`NONE`].
+    pub(super) lost: Vec<(i64, log::Error)>,
 }
 
 impl Outcome {
@@ -32,6 +35,18 @@ impl Outcome {
             self.failed = Some((error, (origin != NONE).then_some(origin)));
         }
     }
+}
+
+/// Sends a shipment, and hears what becomes of it: it is not sent again.
+pub(super) async fn send_once(producer: Arc<dyn Producer>, shipment: Shipment) -> Outcome {
+    let Shipment { records, origins, .. } = shipment;
+    let sent = records.len();
+    let reports = match producer.send(records).await {
+        Ok(receipt) => receipt.await,
+        Err(error) => origins.iter().map(|_| Err(error.clone())).collect(),
+    };
+    let lost = reports.into_iter().zip(origins).filter_map(|(report, origin)| Some((origin, report.err()?)));
+    Outcome { sent, lost: lost.collect(), ..Outcome::default() }
 }
 
 /// Gives what an attempt pipes to the producer, in order, and hears what becomes of it.
@@ -62,7 +77,7 @@ impl Sending {
 
     /// Sends what waits; ready when the producer has taken it all.
     pub(super) fn poll_taken(&mut self, pipe: &Pipe, context: &mut Context<'_>) -> Poll<()> {
-        if pipe.is_exact() {
+        if pipe.is_gathered() {
             return Poll::Ready(());
         }
         loop {

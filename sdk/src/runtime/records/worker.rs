@@ -9,7 +9,8 @@
 //!    ├──── marked ones stay done; the rest waits out a backoff
 //!    │         │ permanent, or no attempts left
 //!    │         ▼
-//!    └──── the first is buried or skipped; the rest starts anew
+//!    ├──── the first is buried or skipped; the rest starts anew
+//!    └──── or the partition stands still until it is resumed
 //! ```
 //!
 //! Knows nothing of other partitions, of commits or of the consumer.
@@ -32,7 +33,7 @@ use super::counter::{self, Counter};
 use super::exact::Writer;
 use super::pipe::{Shipment, Source};
 use super::progress::Progress;
-use super::sending::Outcome;
+use super::sending::{Outcome, send_once};
 use crate::error::Error;
 use crate::event::Event;
 use crate::runtime::dead_letter::Reason;
@@ -59,17 +60,34 @@ pub(super) struct Load {
     pub(super) records: usize,
     pub(super) bytes: usize,
     /// Attempts that failed.
-    attempts: u32,
+    pub(super) attempts: u32,
     /// Times that it could not be tried, through no fault of its own.
     setbacks: u32,
+    /// Its records are given up on, one after the other, for this.
+    pub(super) doomed: Option<Error>,
 }
+
+impl Load {
+    /// A batch as it was admitted. None: all of it is done already.
+    fn new(batch: Option<Arc<RecordBatch>>, next: i64, records: usize, bytes: usize) -> Self {
+        Self { batch, next, records, bytes, attempts: 0, setbacks: 0, doomed: None }
+    }
+
+    /// The same, with all its attempts.
+    pub(super) fn anew(self) -> Self {
+        Self { attempts: 0, setbacks: 0, ..self }
+    }
+}
+
+/// A batch, and the bytes that its records hold.
+pub(super) type Measured = (RecordBatch, usize);
 
 /// One partition's worker.
 pub(super) struct Worker {
     pub(super) station: Arc<Station>,
     source: Arc<Source>,
     pub(super) progress: Arc<Progress>,
-    inbox: UnboundedReceiver<RecordBatch>,
+    inbox: UnboundedReceiver<Measured>,
     pub(super) tasks: watch::Receiver<Task>,
     /// Not begun, or to be done again.
     pub(super) queue: VecDeque<Load>,
@@ -100,7 +118,7 @@ impl Worker {
         station: Arc<Station>,
         place: Arc<TopicPartition>,
         progress: Arc<Progress>,
-        inbox: UnboundedReceiver<RecordBatch>,
+        inbox: UnboundedReceiver<Measured>,
         tasks: watch::Receiver<Task>,
     ) -> Self {
         let source = Arc::new(Source::new(place, &station.shop.plan.group));
@@ -146,11 +164,12 @@ impl Worker {
             if matches!(task, Task::Finish { .. }) {
                 self.let_go();
                 let written = self.counter.as_ref().is_none_or(Counter::is_empty);
-                if self.in_hand.is_none() && self.afloat.is_empty() && written {
+                if self.in_hand.is_none() && self.queue.is_empty() && self.afloat.is_empty() && written {
                     return;
                 }
             }
-            let deadline = if self.in_hand.is_none() && task != Task::Rest { self.begin() } else { None };
+            let rests = task == Task::Rest || self.progress.is_stopped() || self.station.fuse.is_blown();
+            let deadline = if self.in_hand.is_none() && !rests { self.begin() } else { None };
             let deadline = deadline.into_iter().chain(self.begin_writing()).min();
             tokio::select! {
                 biased;
@@ -177,28 +196,34 @@ impl Worker {
         }
     }
 
-    fn take_in(&mut self, mut batch: RecordBatch) {
+    /// `bytes`: what its records hold.
+    fn take_in(&mut self, (mut batch, bytes): Measured) {
         let Some(last) = batch.records.last() else { return };
-        let (next, records, bytes) = (last.offset + 1, batch.records.len(), bytes_of(&batch.records));
+        let (next, records) = (last.offset + 1, batch.records.len());
         if self.progress.has_beyond() {
             // An owner before this one has done some of them.
             batch.records.retain(|record| !self.progress.is_done(record.offset));
         }
-        let load = Load {
-            next,
-            records,
-            bytes,
-            batch: (!batch.records.is_empty()).then(|| Arc::new(batch)),
-            attempts: 0,
-            setbacks: 0,
-        };
-        self.queue.push_back(load);
+        let batch = (!batch.records.is_empty()).then(|| Arc::new(batch));
+        self.queue.push_back(Load::new(batch, next, records, bytes));
     }
 
-    /// Drops what was not begun: it comes again elsewhere.
+    /// Drops what was not begun: it comes again elsewhere. What is committed does not.
     fn let_go(&mut self) {
         self.inbox.close();
-        self.queue.clear();
+        if !self.station.commits_first() {
+            return self.queue.clear();
+        }
+        while let Ok(batch) = self.inbox.try_recv() {
+            self.take_in(batch);
+        }
+        let committing = self.progress.committing();
+        self.queue.retain(|load| load.next <= committing);
+    }
+
+    /// The partition.
+    pub(super) fn place(&self) -> &TopicPartition {
+        &self.source.place
     }
 
     /// Takes the next load in hand, if it may be; else says when to look again.
@@ -212,11 +237,20 @@ impl Worker {
             let load = self.queue.pop_front()?;
             self.pass(load, Vec::new(), Shipment::default());
         }
+        // What was sent once and fails is given up on before others begin.
+        if self.station.commits_first() && !(self.afloat.is_empty() && self.is_first_committed()) {
+            return None;
+        }
         if let Some(until) = self.fill(now) {
             return Some(until);
         }
-        let load = self.queue.pop_front()?;
+        let mut load = self.queue.pop_front()?;
         self.waiting_since = None;
+        if let Some(error) = load.doomed.take() {
+            let doom = error.duplicate();
+            self.give_up(Load { doomed: Some(doom), ..load }, &error, None);
+            return Some(now);
+        }
         let batch = Arc::clone(load.batch.as_ref()?);
         let jobs = self.counter.as_ref().map(Counter::jobs);
         let turn = attempt(Arc::clone(&self.station), Arc::clone(&self.source), batch, load.attempts, jobs);
@@ -228,7 +262,11 @@ impl Worker {
     /// for more.
     fn fill(&mut self, now: Instant) -> Option<Instant> {
         let bounds = self.station.shop.plan.batch?;
-        let fresh = |load: &Load| load.attempts == 0 && load.setbacks == 0 && load.batch.is_some();
+        let (progress, commits_first) = (Arc::clone(&self.progress), self.station.commits_first());
+        let fresh = |load: &Load| {
+            let begins = !commits_first || load.next <= progress.committed();
+            load.attempts == 0 && load.setbacks == 0 && load.doomed.is_none() && load.batch.is_some() && begins
+        };
         while let [first, second, ..] = self.queue.make_contiguous()
             && fresh(first)
             && fresh(second)
@@ -269,8 +307,6 @@ impl Worker {
                 let board = &self.station.board;
                 board.failed();
                 let Reason { kind, message, .. } = reason;
-                let step = &self.station.shop.plan.id;
-                tracing::warn!(%step, document = about.document, kind, error = message, "dead letter");
                 let About { document, version, .. } = about;
                 board.event(&Event::DeadLetter { document, version, kind: kind.to_owned(), error: message });
                 self.start_anew_without(load, offset, letter);
@@ -281,6 +317,9 @@ impl Worker {
     /// The oldest load afloat has its reports.
     fn acknowledged(&mut self, outcome: Outcome) {
         let Some(load) = self.afloat.pop_front() else { return };
+        if self.station.commits_first() {
+            return self.sent_once(load, outcome);
+        }
         match outcome.failed {
             None => self.done(&load, outcome.sent),
             Some((error, culprit)) => {
@@ -298,6 +337,11 @@ impl Worker {
         if let Some(batch) = &load.batch {
             told_done(&self.station, &batch.records, sent);
         }
+        self.settle(load);
+    }
+
+    /// A load is done with.
+    pub(super) fn settle(&self, load: &Load) {
         self.progress.settle(load.next, load.records, load.bytes);
         self.station.news.notify_one();
     }
@@ -333,16 +377,16 @@ impl Worker {
 
     /// Settles these records of a load, with what is to be written for them; gives
     /// the rest.
-    fn split(&mut self, load: Load, done: &[i64], shipment: Shipment) -> Load {
+    pub(super) fn split(&mut self, load: Load, done: &[i64], shipment: Shipment) -> Load {
         let Some(batch) = load.batch.as_ref().filter(|_| !done.is_empty()) else { return load };
         let records = batch.records.iter().cloned();
         let (gone, rest): (Vec<Record>, Vec<Record>) = records.partition(|record| done.contains(&record.offset));
         let next = rest.first().map_or(load.next, |first| first.offset);
-        let (records, bytes) = (gone.len().min(load.records), bytes_of(&gone).min(load.bytes));
+        let (records, bytes) = (gone.len().min(load.records), Record::bytes_of(&gone).min(load.bytes));
         let rest = (!rest.is_empty()).then(|| Arc::new(RecordBatch { source: batch.source.clone(), records: rest }));
         let gone = RecordBatch { source: batch.source.clone(), records: gone };
         self.pass(
-            Load { batch: None, next, records, bytes, attempts: 0, setbacks: 0 },
+            Load::new(None, next, records, bytes),
             gone.records.iter().map(|record| record.offset).collect(),
             shipment,
         );
@@ -357,7 +401,11 @@ impl Worker {
         }
         self.progress.add_beyond(done);
         self.afloat.push_back(load);
-        self.outcomes.push_back(std::future::ready(Outcome::default()).boxed());
+        self.outcomes.push_back(match shipment.records.is_empty() {
+            true => std::future::ready(Outcome::default()).boxed(),
+            // Only what is sent once has not been sent yet.
+            false => send_once(Arc::clone(&self.station.producer), shipment).boxed(),
+        });
     }
 
     pub(super) fn attempt_failed(&mut self, mut load: Load, error: Error, patient: bool, culprit: Option<i64>) {
@@ -389,19 +437,23 @@ impl Worker {
 
     /// No further attempt is made: the record that could not be piped, or the first,
     /// is given up on.
-    fn give_up(&mut self, load: Load, error: &Error, culprit: Option<i64>) {
+    pub(super) fn give_up(&mut self, load: Load, error: &Error, culprit: Option<i64>) {
         let Some(batch) = &load.batch else { return };
         let found = batch.records.iter().find(|record| Some(record.offset) == culprit);
         let Some(record) = found.or_else(|| batch.records.first()).cloned() else { return };
-        match self.station.shop.plan.on_exhausted {
+        let on_exhausted = self.station.shop.plan.on_exhausted;
+        let rate = self.station.fuse.gives_up();
+        if rate.is_some() || on_exhausted == OnExhausted::Pause {
+            return self.stop(load, &record, error, rate);
+        }
+        match on_exhausted {
             OnExhausted::Skip => {
                 let document = About::of(&record).document;
-                tracing::warn!(step = %self.station.shop.plan.id, document, %error, "skipped");
                 self.station.board.failed();
                 self.station.board.event(&Event::Skipped { document, error: error.to_string() });
                 self.start_anew_without(load, record.offset, Shipment::default());
             }
-            // A step that asks for PAUSE does not open yet.
+            // PAUSE has stopped the partition.
             OnExhausted::DeadLetter | OnExhausted::Pause => {
                 let reason = Reason::new(error, load.attempts);
                 let burial = bury(Arc::clone(&self.station), Arc::clone(&self.source), record, reason);
@@ -413,19 +465,8 @@ impl Worker {
     /// The record at this offset is done with; the rest starts anew.
     fn start_anew_without(&mut self, load: Load, offset: i64, letter: Shipment) {
         let rest = self.split(load, &[offset], letter);
-        self.queue.push_front(Load { attempts: 0, setbacks: 0, ..rest });
+        self.queue.push_front(rest.anew());
     }
-}
-
-/// Bytes that records hold.
-pub(super) fn bytes_of(records: &[Record]) -> usize {
-    /// What a header takes, with its name and its share of the batch's memory.
-    const HEADER: usize = 64;
-    let length = |bytes: &Option<bytes::Bytes>| bytes.as_ref().map_or(0, bytes::Bytes::len);
-    let of_headers = |record: &Record| {
-        record.headers.iter().map(|header| HEADER + header.value().map_or(0, <[u8]>::len)).sum::<usize>()
-    };
-    records.iter().map(|record| length(&record.key) + length(&record.value) + of_headers(record)).sum()
 }
 
 async fn in_hand(in_hand: &mut Option<(Load, BoxFuture<'static, Turn>)>) -> Turn {

@@ -1,0 +1,4 @@
+//! Partitions that stand still, of programs that are no plain modules.
+
+mod connectors;
+mod records;
