@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 
 mod value;
 
@@ -103,6 +103,52 @@ impl<'a> Header<'a> {
 pub struct Headers {
     memory: Bytes,
     entries: Vec<Entry>,
+    /// Of all names and values.
+    bytes: usize,
+}
+
+/// Headers being read, while the memory that they will lie in is still written.
+#[derive(Default)]
+pub struct Reading {
+    entries: Vec<Entry>,
+    bytes: usize,
+}
+
+impl Reading {
+    /// None yet, with room for `n`.
+    #[must_use]
+    pub fn with_capacity(n: usize) -> Self {
+        Self { entries: Vec::with_capacity(n), bytes: 0 }
+    }
+
+    /// Adds a header: what is not known by heart is copied to the end of the memory.
+    pub fn push(&mut self, name: &str, value: Option<&[u8]>, memory: &mut BytesMut) {
+        let name = match ours(name.as_bytes()) {
+            Some(ours) => Name::Ours(ours),
+            None => copied(name.as_bytes(), memory).map_or_else(|| Name::Own(name.into()), Name::Within),
+        };
+        let value = value.map_or(Content::None, |value| {
+            copied(value, memory).map_or_else(|| Content::Own(value.into()), Content::Within)
+        });
+        let entry = Entry { name, value };
+        self.bytes += entry.bytes();
+        self.entries.push(entry);
+    }
+
+    /// The headers, where `memory` is what it was that they were copied to.
+    #[must_use]
+    pub fn within(self, memory: Bytes) -> Headers {
+        Headers { memory, entries: self.entries, bytes: self.bytes }
+    }
+}
+
+/// Copies to the end of the memory; `None`, and nothing is copied, when that is out
+/// of a place's reach.
+fn copied(bytes: &[u8], memory: &mut BytesMut) -> Option<Place> {
+    let start = memory.len();
+    let place = Place::new(&(start..start + bytes.len()))?;
+    memory.extend_from_slice(bytes);
+    Some(place)
 }
 
 #[derive(Clone)]
@@ -161,7 +207,7 @@ impl Headers {
     /// No headers, with room for `n` that lie in this memory.
     #[must_use]
     pub fn within(memory: Bytes, n: usize) -> Self {
-        Self { memory, entries: Vec::with_capacity(n) }
+        Self { memory, entries: Vec::with_capacity(n), bytes: 0 }
     }
 
     /// A copy, with room for `more` that are to be added.
@@ -169,7 +215,7 @@ impl Headers {
     pub fn copy_with_room(&self, more: usize) -> Self {
         let mut entries = Vec::with_capacity(self.entries.len() + more);
         entries.extend_from_slice(&self.entries);
-        Self { memory: self.memory.clone(), entries }
+        Self { memory: self.memory.clone(), entries, bytes: self.bytes }
     }
 
     /// The last value of a name, as Kafka's `lastHeader`; `None` when the name
@@ -209,12 +255,12 @@ impl Headers {
     pub fn append(&mut self, name: &str, value: Option<Bytes>) {
         let name = ours(name.as_bytes()).map_or_else(|| Name::Own(name.into()), Name::Ours);
         let value = value.map_or(Content::None, |value| Content::Own(value.into()));
-        self.entries.push(Entry { name, value });
+        self.push(Entry { name, value });
     }
 
     /// As [`append`](Self::append) for one of our names, which is not copied.
     pub fn append_ours(&mut self, name: &'static str, value: impl Into<Value>) {
-        self.entries.push(Entry { name: Name::Ours(name), value: Content::Own(value.into()) });
+        self.push(Entry { name: Name::Ours(name), value: Content::Own(value.into()) });
     }
 
     /// As [`append`](Self::append) for one that lies in the memory these headers were
@@ -223,17 +269,23 @@ impl Headers {
     pub fn append_within(&mut self, name: &Range<usize>, value: Option<&Range<usize>>) {
         let bytes = self.memory.get(name.clone()).unwrap_or_default();
         // Most headers that are read are ours: their names need no place.
-        let name = match (ours(bytes), std::str::from_utf8(bytes), Place::new(name)) {
-            (Some(name), _, _) => Name::Ours(name),
-            (None, Ok(_), Some(place)) => Name::Within(place),
-            (None, _, _) => Name::Own(String::from_utf8_lossy(bytes).into()),
-        };
+        let name = ours(bytes).map(Name::Ours).unwrap_or_else(|| {
+            match (std::str::from_utf8(bytes), Place::new(name)) {
+                (Ok(_), Some(place)) => Name::Within(place),
+                _ => Name::Own(String::from_utf8_lossy(bytes).into()),
+            }
+        });
         let value = match value.map(|range| (Place::new(range), range)) {
             None => Content::None,
             Some((Some(place), _)) => Content::Within(place),
             Some((None, range)) => Content::Own(self.memory.slice(range.clone()).into()),
         };
-        self.entries.push(Entry { name, value });
+        self.push(Entry { name, value });
+    }
+
+    fn push(&mut self, entry: Entry) {
+        self.bytes += entry.bytes();
+        self.entries.push(entry);
     }
 
     /// Removes all headers of a name.
@@ -243,8 +295,14 @@ impl Headers {
 
     /// Keeps only those that `keep` is true of.
     pub fn retain(&mut self, mut keep: impl FnMut(Header<'_>) -> bool) {
-        let memory = &self.memory;
-        self.entries.retain(|entry| keep(entry.lend(memory)));
+        let (memory, bytes) = (&self.memory, &mut self.bytes);
+        self.entries.retain(|entry| {
+            let kept = keep(entry.lend(memory));
+            if !kept {
+                *bytes -= entry.bytes();
+            }
+            kept
+        });
     }
 
     /// All headers, in order.
@@ -256,6 +314,12 @@ impl Headers {
     #[must_use]
     pub fn len(&self) -> usize {
         self.entries.len()
+    }
+
+    /// Bytes of all names and values.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.bytes
     }
 
     /// Whether there are none.
@@ -276,6 +340,21 @@ impl Headers {
 impl Entry {
     fn lend<'a>(&'a self, memory: &'a [u8]) -> Header<'a> {
         Header { name: self.name.lend(memory), value: self.value.lend(memory) }
+    }
+
+    /// Bytes of its name and value.
+    fn bytes(&self) -> usize {
+        let name = match &self.name {
+            Name::Ours(name) => name.len(),
+            Name::Within(place) => place.length as usize,
+            Name::Own(name) => name.len(),
+        };
+        let value = match &self.value {
+            Content::None => 0,
+            Content::Within(place) => place.length as usize,
+            Content::Own(value) => value.as_bytes().len(),
+        };
+        name + value
     }
 }
 
@@ -405,6 +484,8 @@ mod tests {
             prop_assert_eq!(headers.get_i64(HOP), hops[..set].last().copied());
             prop_assert_eq!(headers.iter().filter(|header| header.name() == HOP).count(), usize::from(set > 0));
             headers.remove(HOP);
+            let length = |value: Option<&[u8]>| value.map_or(0, <[u8]>::len);
+            prop_assert_eq!(headers.bytes(), headers.iter().map(|h| h.name().len() + length(h.value())).sum::<usize>());
             let left: Vec<_> = headers.iter().map(|h| (h.name().to_owned(), h.value().map(|value| value.to_vec()))).collect();
             prop_assert_eq!(left, foreign);
         }

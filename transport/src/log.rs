@@ -65,6 +65,24 @@ pub struct Record {
     pub headers: Headers,
 }
 
+impl Record {
+    /// Bytes of its key, value and headers.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        bytes(self.key.as_ref(), self.value.as_ref(), &self.headers)
+    }
+
+    /// Bytes of several.
+    #[must_use]
+    pub fn bytes_of(records: &[Self]) -> usize {
+        records.iter().map(Self::bytes).sum()
+    }
+}
+
+fn bytes(key: Option<&Bytes>, value: Option<&Bytes>, headers: &Headers) -> usize {
+    key.map_or(0, Bytes::len) + value.map_or(0, Bytes::len) + headers.bytes()
+}
+
 /// Records of one partition, in order of offset; never empty.
 #[derive(Debug, Clone)]
 pub struct RecordBatch {
@@ -97,6 +115,18 @@ impl OutgoingRecord {
     #[must_use]
     pub fn new(topic: Topic, key: Option<Bytes>, value: Option<Bytes>) -> Self {
         Self { topic, partition: None, timestamp: None, key, value, headers: Headers::new() }
+    }
+
+    /// Bytes of its key, value and headers.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        bytes(self.key.as_ref(), self.value.as_ref(), &self.headers)
+    }
+
+    /// Bytes of several.
+    #[must_use]
+    pub fn bytes_of(records: &[Self]) -> usize {
+        records.iter().map(Self::bytes).sum()
     }
 }
 

@@ -25,6 +25,21 @@ pub fn of_record(key: Option<&[u8]>, value: Option<&[u8]>, headers: &Headers) ->
     BATCH_OVERHEAD + varint(body as i64) + body
 }
 
+/// The size of a record whose size is above a limit; `None` for all others, whose
+/// headers are not looked at one by one unless the record comes near it.
+#[must_use]
+pub fn above(limit: usize, key: Option<&[u8]>, value: Option<&[u8]>, headers: &Headers) -> Option<usize> {
+    /// Bytes that a varint takes at most here.
+    const VARINT: usize = 5;
+    let length = |bytes: Option<&[u8]>| bytes.map_or(0, <[u8]>::len);
+    let fixed = BATCH_OVERHEAD + 1 + 6 * VARINT;
+    let at_most = fixed + length(key) + length(value) + headers.bytes() + headers.len() * 2 * VARINT;
+    if at_most <= limit {
+        return None;
+    }
+    Some(of_record(key, value, headers)).filter(|size| *size > limit)
+}
+
 /// A length-prefixed field; one without value has length -1.
 fn field(bytes: Option<&[u8]>) -> usize {
     bytes.map_or_else(|| varint(-1), |bytes| varint(bytes.len() as i64) + bytes.len())

@@ -39,24 +39,21 @@ impl Turns {
     }
 }
 
-/// What a record takes beside its key and value, about.
+/// What a record takes beside what it says, about.
 const OVERHEAD: usize = 64;
 
 /// Bytes of memory that a record takes, about.
 pub(crate) fn weight(record: &OutgoingRecord) -> usize {
-    let headers: usize =
-        record.headers.iter().map(|header| header.name().len() + header.value().map_or(0, <[u8]>::len)).sum();
-    OVERHEAD + record.key.as_ref().map_or(0, |key| key.len()) + record.value.as_ref().map_or(0, |v| v.len()) + headers
+    OVERHEAD + record.bytes()
 }
 
 /// Refuses a record larger than its topic takes.
 pub(crate) fn check_size(record: &OutgoingRecord, limit: i32) -> Result<()> {
-    let size = size::of_record(record.key.as_deref(), record.value.as_deref(), &record.headers);
     let limit = usize::try_from(limit).unwrap_or(0);
-    if size > limit {
-        return Err(Error::RecordTooLarge { topic: record.topic.clone(), size, limit });
+    match size::above(limit, record.key.as_deref(), record.value.as_deref(), &record.headers) {
+        Some(size) => Err(Error::RecordTooLarge { topic: record.topic.clone(), size, limit }),
+        None => Ok(()),
     }
-    Ok(())
 }
 
 /// How many records a producer has taken that are not settled.

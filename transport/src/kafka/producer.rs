@@ -191,9 +191,9 @@ impl Drop for KafkaProducer {
 
 /// Refuses what can never be written.
 pub(super) fn check(record: &OutgoingRecord, facts: &Facts) -> Result<()> {
-    let size = size::of_record(record.key.as_deref(), record.value.as_deref(), &record.headers);
-    if size > facts.limit {
-        return Err(Error::RecordTooLarge { topic: record.topic.clone(), size, limit: facts.limit });
+    let limit = facts.limit;
+    if let Some(size) = size::above(limit, record.key.as_deref(), record.value.as_deref(), &record.headers) {
+        return Err(Error::RecordTooLarge { topic: record.topic.clone(), size, limit });
     }
     match record.partition {
         Some(partition) if partition < 0 || partition >= facts.partitions => {

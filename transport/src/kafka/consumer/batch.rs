@@ -10,7 +10,7 @@ use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use bytes::BytesMut;
-use pipedoc_model::headers::Headers;
+use pipedoc_model::headers::Reading;
 use rdkafka::message::{BorrowedMessage, Headers as _, Message};
 
 use crate::log::Record;
@@ -19,7 +19,7 @@ use crate::log::Record;
 const IN_USE: usize = 8;
 
 /// Records being collected.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(super) struct Collector {
     /// What the batch before took: the next one will be about as large.
     last: (usize, usize),
@@ -27,17 +27,15 @@ pub(super) struct Collector {
     /// Pieces of memory that batches still lie in, oldest first.
     in_use: VecDeque<BytesMut>,
     records: Vec<Sketch>,
-    headers: Vec<(Range<usize>, Option<Range<usize>>)>,
 }
 
 /// A record whose parts are places in the memory.
-#[derive(Debug)]
 struct Sketch {
     offset: i64,
     timestamp: i64,
     key: Option<Range<usize>>,
     value: Option<Range<usize>>,
-    headers: Range<usize>,
+    headers: Reading,
 }
 
 impl Collector {
@@ -57,15 +55,14 @@ impl Collector {
         }
         let key = message.key().map(|bytes| self.copy(bytes));
         let value = message.payload().map(|bytes| self.copy(bytes));
-        let first = self.headers.len();
+        let mut read = Reading::default();
         if let Some(headers) = message.headers() {
+            read = Reading::with_capacity(headers.count());
             // rdkafka panics at a header name that is no UTF-8. Such a record must
             // not end the consumer; what comes before that header is kept.
             let copied = catch_unwind(AssertUnwindSafe(|| {
                 for header in headers.iter() {
-                    let name = self.copy(header.key.as_bytes());
-                    let value = header.value.map(|bytes| self.copy(bytes));
-                    self.headers.push((name, value));
+                    read.push(header.key, header.value, &mut self.memory);
                 }
             }));
             if copied.is_err() {
@@ -82,7 +79,7 @@ impl Collector {
             timestamp: message.timestamp().to_millis().unwrap_or(-1),
             key,
             value,
-            headers: first..self.headers.len(),
+            headers: read,
         });
     }
 
@@ -95,16 +92,11 @@ impl Collector {
         let memory = self.memory.split().freeze();
         let slice = |range: &Range<usize>| memory.slice(range.clone());
         let record = |sketch: Sketch| {
-            let mut headers = Headers::within(memory.clone(), sketch.headers.len());
-            for (name, value) in self.headers.get(sketch.headers).unwrap_or_default() {
-                headers.append_within(name, value.as_ref());
-            }
             let (key, value) = (sketch.key.as_ref().map(slice), sketch.value.as_ref().map(slice));
+            let headers = sketch.headers.within(memory.clone());
             Record { offset: sketch.offset, timestamp: sketch.timestamp, key, value, headers }
         };
-        let records = std::mem::take(&mut self.records).into_iter().map(record).collect();
-        self.headers.clear();
-        records
+        std::mem::take(&mut self.records).into_iter().map(record).collect()
     }
 
     /// Lets go of memory that is kept for the next batches: none are coming.
