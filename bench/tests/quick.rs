@@ -6,6 +6,7 @@
 
 use std::process::{Command, Stdio};
 
+use pipedoc_tests::bed::{consul, missing};
 use serde_json::Value;
 
 /// Runs a bench; gives its report.
@@ -53,4 +54,23 @@ fn idle_tells_what_a_further_step_costs() {
     for name in ["engine: CPU", "module, 1 step: resident", "module, 5 steps: threads", "a further step: resident"] {
         assert!(names.contains(&name), "{name} is not in {names:?}");
     }
+}
+
+#[test]
+fn control_confirms_changes_and_rests() {
+    if let Err(reason) = consul::binary() {
+        return missing("control_confirms_changes_and_rests", &reason);
+    }
+    let report = quick("control");
+    let figures = report["figures"].as_array().unwrap();
+    let value = |name: &str| {
+        let found = figures.iter().find(|figure| figure["name"].as_str().unwrap().contains(name));
+        found.unwrap_or_else(|| panic!("{name} is not in {report:#}"))["value"].as_f64().unwrap()
+    };
+    assert!(value("change confirmed by all affected, median") > 0.0, "{report:#}");
+    assert!(value("restart of an engine: all instances attached to it again") > 0.0, "{report:#}");
+    // An engine that asks for each of 100 steps, or again and again, is found here too.
+    let targets = report["targets"].as_array().unwrap();
+    let asked = targets.iter().find(|target| target["what"].as_str().unwrap().contains("requests")).unwrap();
+    assert!(asked["found"].as_f64().unwrap() < 10.0, "{report:#}");
 }

@@ -4,7 +4,7 @@
 //! Long assignments travel in parts, made one after the other: a thousand
 //! instances that attach at once must not need a thousand times all bodies.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use pipedoc_model::names::ClusterName;
@@ -19,13 +19,13 @@ const OVERHEAD: usize = 16;
 
 /// What an instance is known to have.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Known<'a> {
-    /// The list told last; it holds the bodies of that.
-    pub(crate) list: Option<&'a StepList>,
-    /// Whether it can be told changes of that list, and parts.
-    pub(crate) takes_changes: bool,
-    /// Hashes of other bodies that it holds.
-    pub(crate) held: &'a BTreeSet<String>,
+pub(crate) enum Known<'a> {
+    /// This list, of which it can be told changes.
+    List(&'a StepList),
+    /// Another list, which we do not know: it says what it lacks.
+    OtherList,
+    /// Bodies of the list that it was told last, if any; it is always told whole lists.
+    Bodies(Option<&'a StepList>),
 }
 
 /// An assignment on its way: an iterator over its parts, of which there is at least one.
@@ -41,18 +41,21 @@ pub(crate) struct Parts {
 
 /// Tells a list of steps to an instance.
 pub(crate) fn tell(cluster: &ClusterName, generation: u64, list: &StepList, known: Known<'_>) -> Parts {
-    let (changed, gone) = changes(known.list.map_or(&[], StepList::steps), list.steps());
-    let bodies = changed.iter().filter(|step| !known.held.contains(&step.hash)).cloned().collect();
-    match known.list.filter(|_| known.takes_changes) {
-        Some(base) => Parts::new(cluster, generation, list, base.hash(), changed.into(), gone, bodies, PART),
-        None => {
-            let room = if known.takes_changes { PART } else { usize::MAX };
-            Parts::new(cluster, generation, list, "", list.steps().to_vec().into(), Vec::new(), bodies, room)
+    let whole = || list.steps().iter().cloned().collect();
+    match known {
+        Known::List(base) => {
+            let (changed, gone) = changes(base.steps(), list.steps());
+            Parts::new(cluster, generation, list, base.hash(), changed.clone(), gone, changed, PART)
+        }
+        Known::OtherList => Parts::new(cluster, generation, list, "", whole(), Vec::new(), VecDeque::new(), PART),
+        Known::Bodies(of) => {
+            let (new, _) = changes(of.map_or(&[], StepList::steps), list.steps());
+            Parts::new(cluster, generation, list, "", whole(), Vec::new(), new, usize::MAX)
         }
     }
 }
 
-/// Tells what was told before once more, with the bodies that are lacking all the same.
+/// Tells what was told before once more, with bodies that are lacking.
 pub(crate) fn tell_again(
     cluster: &ClusterName,
     generation: u64,
@@ -71,8 +74,8 @@ pub(crate) fn tell_again(
 
 /// Steps of `new` that are not in `old` as they are, and names of those in `old`
 /// that are not in `new` at all. Both are in order.
-fn changes(old: &[Arc<ReadyStep>], new: &[Arc<ReadyStep>]) -> (Vec<Arc<ReadyStep>>, Vec<String>) {
-    let (mut changed, mut gone) = (Vec::new(), Vec::new());
+fn changes(old: &[Arc<ReadyStep>], new: &[Arc<ReadyStep>]) -> (VecDeque<Arc<ReadyStep>>, Vec<String>) {
+    let (mut changed, mut gone) = (VecDeque::new(), Vec::new());
     let mut old = old.iter().peekable();
     for step in new {
         while let Some(before) = old.next_if(|before| !Arc::ptr_eq(before, step) && before.plan.id < step.plan.id) {
@@ -80,7 +83,7 @@ fn changes(old: &[Arc<ReadyStep>], new: &[Arc<ReadyStep>]) -> (Vec<Arc<ReadyStep
         }
         let before = old.next_if(|before| Arc::ptr_eq(before, step) || before.plan.id == step.plan.id);
         if before.is_none_or(|before| before != step) {
-            changed.push(Arc::clone(step));
+            changed.push_back(Arc::clone(step));
         }
     }
     gone.extend(old.map(|before| before.plan.id.to_string()));
@@ -160,25 +163,21 @@ mod tests {
         assignment.steps.iter().map(|step| format!("{}/{}", step.pipeline, step.step)).collect()
     }
 
-    const NOTHING: &BTreeSet<String> = &BTreeSet::new();
-
     #[test]
     fn only_what_changed_travels_and_the_whole_comes_out() {
         let before = view_of(&View::default(), vec![pipeline_view("a", &[1; 5]), pipeline_view("b", &[1])]);
         let after = view_of(&before, vec![pipeline_view("a", &[1, 1, 7]), pipeline_view("c", &[1])]);
         let (old, new) = (list(&before), list(&after));
         let mut told = Told::new([]);
-        let first = Known { list: None, takes_changes: true, held: NOTHING };
-        let parts: Vec<_> = tell(&cluster(), 1, &old, first).collect();
-        let [whole] = &parts[..] else { panic!("{parts:?}") };
+        let parts: Vec<_> = tell(&cluster(), 1, &old, Known::List(&StepList::default())).collect();
+        let [all] = &parts[..] else { panic!("{parts:?}") };
         assert_eq!(
-            (names(whole), whole.bodies.len()),
+            (names(all), all.bodies.len()),
             (vec!["a/s0".into(), "a/s2".into(), "a/s4".into(), "b/s0".into()], 4)
         );
-        told.take(whole.clone()).unwrap().unwrap();
+        told.take(all.clone()).unwrap().unwrap();
 
-        let known = Known { list: Some(&old), ..first };
-        let parts: Vec<_> = tell(&cluster(), 2, &new, known).collect();
+        let parts: Vec<_> = tell(&cluster(), 2, &new, Known::List(&old)).collect();
         let [change] = &parts[..] else { panic!("{parts:?}") };
         assert_eq!(names(change), ["a/s2", "c/s0"]);
         assert_eq!((&change.gone[..], change.bodies.len()), (&["a/s4".to_owned(), "b/s0".to_owned()][..], 2));
@@ -187,32 +186,32 @@ mod tests {
         assert_eq!(told.hash(), new.hash());
 
         // An instance that knows nothing of changes is told the list, with new bodies.
-        let parts: Vec<_> = tell(&cluster(), 2, &new, Known { takes_changes: false, ..known }).collect();
+        let parts: Vec<_> = tell(&cluster(), 2, &new, Known::Bodies(Some(&old))).collect();
         assert_eq!((names(&parts[0]), parts[0].bodies.len()), (names(&whole), 2));
+        let parts: Vec<_> = tell(&cluster(), 2, &new, Known::Bodies(None)).collect();
+        assert_eq!((names(&parts[0]), parts[0].bodies.len()), (names(&whole), 3));
     }
 
     #[test]
     fn a_generation_with_the_same_steps_is_told_without_any() {
         let view = view_of(&View::default(), vec![pipeline_view("a", &[1; 50])]);
         let list = list(&view);
-        let known = Known { list: Some(&list), takes_changes: true, held: NOTHING };
-        let parts: Vec<_> = tell(&cluster(), 2, &list, known).collect();
+        let parts: Vec<_> = tell(&cluster(), 2, &list, Known::List(&list)).collect();
         let [part] = &parts[..] else { panic!("{parts:?}") };
         assert!(part.steps.is_empty() && part.bodies.is_empty() && part.gone.is_empty() && !part.more);
         assert!(prost::Message::encoded_len(part) < 200);
     }
 
     #[test]
-    fn bodies_that_are_held_or_lacking_are_known_by_their_hashes() {
+    fn who_holds_a_list_that_is_not_known_is_sent_the_bodies_that_it_lacks() {
         let view = view_of(&View::default(), vec![pipeline_view("a", &[1, 1, 1])]);
         let list = list(&view);
-        let hashes: Vec<_> = list.steps().iter().map(|step| step.hash.clone()).collect();
-        let held = BTreeSet::from([hashes[0].clone()]);
-        let known = Known { list: None, takes_changes: false, held: &held };
-        let parts: Vec<_> = tell(&cluster(), 1, &list, known).collect();
-        assert_eq!(parts[0].bodies.iter().map(|body| &body.hash).collect::<Vec<_>>(), [&hashes[1]]);
-        let again: Vec<_> = tell_again(&cluster(), 1, &list, true, &[hashes[0].clone(), "other".into()]).collect();
-        assert_eq!(again[0].bodies.iter().map(|body| &body.hash).collect::<Vec<_>>(), [&hashes[0]]);
+        let parts: Vec<_> = tell(&cluster(), 1, &list, Known::OtherList).collect();
+        let [whole] = &parts[..] else { panic!("{parts:?}") };
+        assert_eq!((names(whole), whole.bodies.len()), (vec!["a/s0".into(), "a/s2".into()], 0));
+        let lacks = list.steps()[0].hash.clone();
+        let again: Vec<_> = tell_again(&cluster(), 1, &list, true, &[lacks.clone(), "other".into()]).collect();
+        assert_eq!(again[0].bodies.iter().map(|body| &body.hash).collect::<Vec<_>>(), [&lacks]);
         assert_eq!(again[0].base_hash, list.hash());
     }
 
@@ -220,8 +219,7 @@ mod tests {
     fn long_assignments_travel_in_parts_that_add_up() {
         let view = view_of(&View::default(), vec![pipeline_view("a", &[1; 500])]);
         let list = list(&view);
-        let known = Known { list: None, takes_changes: true, held: NOTHING };
-        let parts: Vec<_> = tell(&cluster(), 1, &list, known).collect();
+        let parts: Vec<_> = tell(&cluster(), 1, &list, Known::List(&StepList::default())).collect();
         assert!(parts.len() > 3, "{}", parts.len());
         assert!(parts.iter().all(|part| prost::Message::encoded_len(part) < PART + (4 << 10)));
         let mut told = Told::new([]);

@@ -1,7 +1,8 @@
 //! A simulated module instance: attached to every engine over connections of its
-//! own, it takes assignments and reports as the SDK does, and runs nothing.
+//! own, it takes assignments and reports as the SDK does, in the SDK's parts, and
+//! runs nothing.
 
-use std::collections::HashSet;
+use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -11,6 +12,8 @@ use parking_lot::Mutex;
 use pipedoc_proto::v1;
 use pipedoc_proto::v1::gateway_message::Kind;
 use pipedoc_proto::v1::module_gateway_client::ModuleGatewayClient;
+use pipedoc_sdk::attach::ledger::ASKED_AT_ONCE;
+use pipedoc_sdk::attach::news::parts;
 use tokio::sync::{mpsc, watch};
 use tokio::time::MissedTickBehavior;
 use tokio_stream::wrappers::ReceiverStream;
@@ -103,14 +106,17 @@ impl Instance {
         let mut changed = self.changed.subscribe();
         let (reports, outgoing) = mpsc::channel(1);
         let mut base = Arc::clone(&self.state.lock().list);
-        let mut reported = None;
-        reports.send(self.first_report(&base, &mut reported)).await?;
+        reports.send(self.first_report(&base)).await?;
         let mut messages = client.attach(ReceiverStream::new(outgoing)).await?.into_inner();
         let begin = tokio::time::Instant::now() + REPORT_EVERY.mul_f64(self.place.0 as f64 * 0.618 % 1.0);
         let mut tick = tokio::time::interval_at(begin, REPORT_EVERY);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut begun: Option<v1::Assignment> = None;
         let mut heard = false;
+        // The list that was reported last, what of the report is still to be sent, and
+        // whether another one is due.
+        let mut reported = Arc::new(List::new(Default::default()));
+        let (mut left, mut due) = (VecDeque::new(), false);
         loop {
             tokio::select! {
                 message = messages.message() => {
@@ -128,19 +134,24 @@ impl Instance {
                     if !std::mem::replace(&mut heard, true) {
                         told.fetch_add(1, Ordering::Relaxed);
                     }
+                    due = true;
                 }
-                _ = tick.tick() => {}
-                _ = changed.changed() => {}
+                _ = tick.tick() => due = true,
+                _ = changed.changed() => due = true,
+                place = reports.reserve(), if due || !left.is_empty() => {
+                    let Ok(place) = place else { return Ok(()) };
+                    if left.is_empty() {
+                        due = false;
+                        left = parts(self.report(&mut reported));
+                    }
+                    let Some(part) = left.pop_front() else { continue };
+                    let generation = part.generation;
+                    place.send(part);
+                    if left.is_empty() {
+                        self.confirm(generation, &reported);
+                    }
+                }
             }
-            let place = match reports.try_reserve() {
-                Ok(place) => place,
-                Err(mpsc::error::TrySendError::Full(())) => continue,
-                Err(mpsc::error::TrySendError::Closed(())) => return Ok(()),
-            };
-            let report = self.report(&mut reported);
-            let generation = report.generation;
-            place.send(report);
-            self.confirm(generation, reported.as_ref());
         }
     }
 
@@ -187,20 +198,21 @@ impl Instance {
     }
 
     /// Notes that a report has gone out.
-    fn confirm(&self, generation: u64, list: Option<&Arc<List>>) {
+    fn confirm(&self, generation: u64, list: &Arc<List>) {
         let now = Instant::now();
         let mut state = self.state.lock();
         let confirmed = &mut state.confirmed;
         if generation > confirmed.generation {
             (confirmed.generation, confirmed.generation_at) = (generation, now);
         }
-        if let Some(list) = list.filter(|list| !Arc::ptr_eq(list, &confirmed.list)) {
+        if !Arc::ptr_eq(list, &confirmed.list) {
             (confirmed.list, confirmed.list_at) = (Arc::clone(list), now);
         }
     }
 
-    fn first_report(&self, base: &Arc<List>, reported: &mut Option<Arc<List>>) -> v1::InstanceReport {
+    fn first_report(&self, base: &List) -> v1::InstanceReport {
         v1::InstanceReport {
+            instance_id: self.id.clone(),
             registration: Some(v1::ServiceRegistration {
                 module: self.module.clone(),
                 version: "1.0.0".into(),
@@ -208,33 +220,34 @@ impl Instance {
                 config_schema: super::pipelines::SCHEMA.into(),
                 description: "Simulated.".into(),
             }),
-            held_hashes: base.steps.values().cloned().collect(),
+            generation: self.state.lock().generation,
             list_hash: base.hash.clone(),
-            ..self.report(reported)
+            ..v1::InstanceReport::default()
         }
     }
 
     /// What is news since `reported`, the list that was reported last in the session.
-    fn report(&self, reported: &mut Option<Arc<List>>) -> v1::InstanceReport {
+    fn report(&self, reported: &mut Arc<List>) -> v1::InstanceReport {
         let (generation, list, lacking_hashes) = {
             let state = self.state.lock();
-            (state.generation, Arc::clone(&state.list), state.lacking.clone())
+            let lacking = state.lacking.iter().take(ASKED_AT_ONCE).cloned().collect();
+            (state.generation, Arc::clone(&state.list), lacking)
         };
-        let before = reported.replace(Arc::clone(&list));
-        let same = before.as_ref().is_some_and(|before| Arc::ptr_eq(before, &list));
-        let partial =
-            before.as_ref().is_some_and(|before| same || before.steps.keys().all(|step| list.steps.contains_key(step)));
-        let known = before.filter(|_| partial);
-        let news = list.steps.iter().filter(|_| !same);
-        let news = news.filter(|(step, hash)| known.as_ref().is_none_or(|known| known.steps.get(*step) != Some(*hash)));
-        v1::InstanceReport {
+        let before = std::mem::replace(reported, Arc::clone(&list));
+        let mut report = v1::InstanceReport {
             instance_id: self.id.clone(),
             generation,
-            steps: news.map(|((pipeline, step), hash)| self.step(pipeline, step, hash)).collect(),
             lacking_hashes,
-            partial,
+            partial: true,
             ..v1::InstanceReport::default()
+        };
+        if !Arc::ptr_eq(&before, &list) {
+            let news = list.steps.iter().filter(|(step, hash)| before.steps.get(*step) != Some(*hash));
+            report.steps = news.map(|((pipeline, step), hash)| self.step(pipeline, step, hash)).collect();
+            let gone = before.steps.keys().filter(|step| !list.steps.contains_key(*step));
+            report.gone = gone.map(|(pipeline, step)| format!("{pipeline}/{step}")).collect();
         }
+        report
     }
 
     fn step(&self, pipeline: &str, step: &str, hash: &str) -> v1::StepReport {

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use pipedoc_model::assignment::list_hash;
 use pipedoc_model::step::{InputSource, StepPlan};
 use pipedoc_proto::v1;
 use tonic::Code;
@@ -69,6 +70,31 @@ async fn an_instance_that_holds_nothing_any_more_is_sent_the_bodies_again() {
         let news = parser.assignment_within(Duration::from_millis(100)).await;
         assert!(news.is_none_or(|assignment| assignment.bodies.is_empty()));
     }
+}
+
+#[tokio::test]
+async fn who_comes_with_a_list_is_told_what_is_new_to_it() {
+    let bed = Bed::new();
+    bed.write("shelf.yaml", SHELF);
+    let engine = bed.engine().await;
+    let with = |id, list_hash: &str| v1::InstanceReport { list_hash: list_hash.into(), ..instance(id, "parser") };
+    let nothing = list_hash([]);
+    let mut new = engine.attach(with("p1", &nothing)).await;
+    let first = new.assignment("an assignment", |assignment| !assignment.steps.is_empty()).await;
+    assert_eq!((first.bodies.len(), &first.base_hash), (1, &nothing));
+
+    let mut back = engine.attach(with("p2", &first.list_hash)).await;
+    let told = back.assignment("the same list", |_| true).await;
+    assert_eq!((told.steps.len(), told.bodies.len(), &told.base_hash), (0, 0, &first.list_hash));
+
+    // One that holds a list that nobody here knows says what it lacks of ours.
+    let mut stranger = engine.attach(with("p3", &"0".repeat(64))).await;
+    let told = stranger.assignment("the list", |_| true).await;
+    assert_eq!((&told.steps, told.bodies.len(), told.base_hash.as_str()), (&first.steps, 0, ""));
+    stranger.report.lacking_hashes = vec![first.steps[0].hash.clone()];
+    stranger.report().await;
+    let bodies = stranger.assignment("the body", |assignment| !assignment.bodies.is_empty()).await;
+    assert_eq!(bodies.bodies, first.bodies);
 }
 
 #[tokio::test]

@@ -15,7 +15,8 @@ use serde::{Deserialize, Serialize};
 /// An assignment with all its bodies.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Kept {
-    /// Its generation.
+    /// Its generation. On disk: the one that began to do this. Later ones that do the
+    /// same are not written, so an instance that restarts may remember an older one.
     pub generation: Generation,
     /// The cluster that it belongs to.
     pub cluster: ClusterName,
@@ -24,6 +25,14 @@ pub struct Kept {
     pub log: String,
     /// Every step, in the assignment's order.
     pub steps: Vec<KeptStep>,
+}
+
+impl Kept {
+    /// Whether it differs from another one in its generation at most.
+    #[must_use]
+    pub fn does_the_same_as(&self, other: &Self) -> bool {
+        (&self.cluster, &self.log, &self.steps) == (&other.cluster, &other.log, &other.steps)
+    }
 }
 
 /// One step of it.
