@@ -176,8 +176,15 @@ impl Reconciler {
 
     async fn look(&mut self) -> Result<Outcome, Error> {
         let lease = self.leadership.borrow().lease().cloned();
-        let mut snapshot = self.reader.snapshot().await?;
         let store = self.catalog.store();
+        let snapshot = self.reader.snapshot().await;
+        match &snapshot {
+            Ok(_) => store.may_lead(true),
+            // Whoever leads must be able to read what it changes.
+            Err(store::Error::TooNew { .. }) => store.may_lead(false),
+            Err(_) => {}
+        }
+        let mut snapshot = snapshot?;
         if snapshot.current.is_none() && matches!(snapshot.inbox, Err(store::Error::InboxMissing { .. })) {
             // A store that nobody has used yet.
             snapshot.inbox = Ok(Vec::new());

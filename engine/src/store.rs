@@ -51,7 +51,7 @@ pub enum Error {
     },
     /// A newer version of PipeDoc wrote a value; what this one made of it would be wrong.
     #[error(
-        "{key} was written by a newer version of PipeDoc (format {found}; this one knows {known}): run that version; what runs goes on"
+        "{key} was written by a newer version of PipeDoc (format {found}; this one knows {known}): run that version; until then this engine does not lead; what runs goes on"
     )]
     TooNew {
         /// The key.
@@ -369,6 +369,10 @@ pub trait Store: Send + Sync + 'static {
     fn campaign(&self, candidate: Candidate) -> watch::Receiver<Leadership> {
         watch::channel(Leadership::Leads(Lease(candidate.name))).1
     }
+
+    /// Says whether this engine may lead, which it may at first. One that may not gives
+    /// its leadership away, and stands for it again when it may.
+    fn may_lead(&self, _may: bool) {}
 
     /// Gives back what the engine holds, such as its leadership, within seconds.
     async fn close(&self) {}

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!            free ─▶ session made ─▶ key acquired ─▶ leads ⟲ renewed every 3 s
-//! follows ⟲ blocking query on the key                   │ not renewed for 8 s, or lost
+//! follows ⟲ blocking query on the key                   │ not renewed for 8 s, lost, or it may not
 //!    ▲───────────────────────────────────────────────────┘
 //! ```
 //!
@@ -38,6 +38,8 @@ pub(super) struct Campaign {
     /// The key to hold.
     pub(super) key: String,
     pub(super) candidate: Candidate,
+    /// Whether the engine may lead now.
+    pub(super) may_lead: watch::Receiver<bool>,
     pub(super) leadership: watch::Sender<Leadership>,
 }
 
@@ -91,6 +93,11 @@ impl Campaign {
             *session = None;
         }
         self.follow_until_free().await.map_err(|failure| super::reading(failure, &self.key))?;
+        if !*self.may_lead.borrow() {
+            // Others may be faster then: look again.
+            self.until_it_may(true).await;
+            return Ok(());
+        }
         let made = Instant::now();
         let id = self.client.create_session(&self.candidate.name, TTL, LOCK_DELAY).await;
         let id = id.map_err(|failure| failure.into_store("making", "a session", SESSION_RIGHT))?;
@@ -159,11 +166,26 @@ impl Campaign {
         Ok(())
     }
 
-    /// Returns when the session is lost, or may be soon.
+    /// Returns once the engine may lead, or may not.
+    async fn until_it_may(&self, may: bool) {
+        let mut may_lead = self.may_lead.clone();
+        if may_lead.wait_for(|now| *now == may).await.is_err() {
+            // The store is gone, and with it whatever could be decided.
+            std::future::pending::<()>().await
+        }
+    }
+
+    /// Returns when the session is lost, or may be soon, and when the engine may not lead.
     async fn hold(&self, session: &str, mut renewed: Instant) {
         loop {
             let end = renewed + TTL - MARGIN;
-            tokio::time::sleep(RENEW_EVERY.min(end.saturating_duration_since(Instant::now()))).await;
+            tokio::select! {
+                () = tokio::time::sleep(RENEW_EVERY.min(end.saturating_duration_since(Instant::now()))) => {}
+                () = self.until_it_may(false) => {
+                    tracing::warn!(engine = self.candidate.name, "gives its leadership away: it cannot do what leaders do");
+                    return;
+                }
+            }
             let sent = Instant::now();
             let left = end.saturating_duration_since(sent);
             if left.is_zero() {

@@ -54,6 +54,8 @@ pub struct ConsulStore {
     cluster: ClusterName,
     keys: Keys,
     watcher: Watcher,
+    /// Whether the engine may lead.
+    may_lead: tokio::sync::watch::Sender<bool>,
     /// What was begun for an engine, and is ended with it.
     running: Mutex<Running>,
     stop: CancellationToken,
@@ -74,8 +76,8 @@ impl ConsulStore {
         let client = Arc::new(Client::new(settings)?);
         let keys = Keys::of(&cluster);
         let watcher = Watcher::start(&client, keys.full(&Key::new(&["head"])), keys.inbox());
-        let stop = CancellationToken::new();
-        Ok(Self { client, cluster, keys, watcher, running: Mutex::default(), stop })
+        let (may_lead, stop) = (tokio::sync::watch::Sender::new(true), CancellationToken::new());
+        Ok(Self { client, cluster, keys, watcher, may_lead, running: Mutex::default(), stop })
     }
 
     /// Asks Consul once, so that a wrong address or token is found at start.
@@ -275,11 +277,21 @@ impl Store for ConsulStore {
     fn campaign(&self, candidate: Candidate) -> tokio::sync::watch::Receiver<Leadership> {
         let (leadership, receiver) = tokio::sync::watch::channel(Leadership::Follows(None));
         let registration = Registration::new(Arc::clone(&self.client), &self.cluster, &candidate);
-        let campaign = Campaign { client: Arc::clone(&self.client), key: self.keys.leader(), candidate, leadership };
+        let campaign = Campaign {
+            client: Arc::clone(&self.client),
+            key: self.keys.leader(),
+            candidate,
+            may_lead: self.may_lead.subscribe(),
+            leadership,
+        };
         let mut running = self.running.lock();
         running.campaign = Some(tokio::spawn(campaign.run(self.stop.clone())));
         running.registration = registration.map(|entry| tokio::spawn(entry.run(self.stop.clone())));
         receiver
+    }
+
+    fn may_lead(&self, may: bool) {
+        self.may_lead.send_if_modified(|known| std::mem::replace(known, may) != may);
     }
 
     async fn close(&self) {

@@ -132,6 +132,18 @@ fn an_engine_without_consul_gives_up_after_wait_and_says_why_once() {
 }
 
 #[test]
+fn an_engine_waits_for_a_consul_that_comes_later() {
+    let Some(mut consul) = consul::own("an_engine_waits_for_a_consul_that_comes_later", Consul::start) else { return };
+    consul.kill();
+    let place = Place::new("later");
+    let engine = place.engine(&consul, None);
+    wait_for("it says for what it waits", LONG, || engine.output().contains(&consul.address()).then_some(()));
+    consul.restart();
+    wait_for("it serves", LONG, || place.apply(SHELF, &[]).status.success().then_some(()));
+    place.wait_for_revision("shelf", "1");
+}
+
+#[test]
 fn bad_values_are_named_with_every_reason_and_the_last_good_one_runs() {
     let Some(consul) = consul::shared("bad_values_are_named") else { return };
     let place = Place::new("bad-values");
@@ -238,7 +250,8 @@ fn what_consul_lost_runs_on_and_comes_back_from_an_export() {
     place.wait_for_revision("shelf", "1");
     let head = consul.run(&["kv", "get", &place.key("head")]);
     wait_for("the inbox has it", LONG, || {
-        consul.command(&["kv", "get", &place.key("notes/shelf")]).status.success().then_some(())
+        let note = consul.command(&["kv", "get", &place.key("notes/shelf")]);
+        String::from_utf8_lossy(&note.stdout).contains("\"taken\":true").then_some(())
     });
 
     // A head that is deleted by hand is made anew at once.
@@ -253,9 +266,18 @@ fn what_consul_lost_runs_on_and_comes_back_from_an_export() {
     let good = consul.run(&["kv", "get", &place.key("head")]);
     place.put(&consul, "head", "{\"format\": 9}");
     let problems = place.wait_for_problem("newer version");
-    assert!(problems[0]["message"].as_str().unwrap().contains("format 9"), "{problems:?}");
+    let message = problems[0]["message"].as_str().unwrap();
+    assert!(message.contains("format 9") && message.contains("does not lead"), "{problems:?}");
     assert_eq!(place.apply(SHELF, &[]).status.code(), Some(2));
+    // An engine that can read it shall lead.
+    let leads = || {
+        let leader = consul.run(&["kv", "get", "-detailed", &place.key("leader")]);
+        let session = leader.lines().find_map(|line| line.strip_prefix("Session")).map(str::trim);
+        session.is_some_and(|session| session.len() > 1)
+    };
+    wait_for("leadership is given away", LONG, || (!leads()).then_some(()));
     place.put(&consul, "head", good.trim());
+    wait_for("it leads again", LONG, || leads().then_some(()));
 
     // All is lost, and restored as the documentation says.
     let backup = place.path().join("backup.json");

@@ -156,6 +156,29 @@ async fn a_leader_that_stops_hands_over_at_once() {
 }
 
 #[tokio::test]
+async fn one_that_may_not_lead_gives_it_away_and_stands_no_more_until_it_may() {
+    let Some(consul) = consul::shared("one_that_may_not_lead_gives_it_away") else { return };
+    let (one, other) = (store(consul, "unfit"), store(consul, "unfit"));
+    let mut first = one.campaign(candidate("one"));
+    tokio::time::timeout(LONG, first.wait_for(|state| state.lease().is_some())).await.unwrap().unwrap();
+    let mut second = other.campaign(candidate("other"));
+    let given = Instant::now();
+    one.may_lead(false);
+    tokio::time::timeout(LONG, second.wait_for(|state| state.lease().is_some())).await.unwrap().unwrap();
+    assert!(given.elapsed() < Duration::from_secs(4), "took {:?}", given.elapsed());
+    assert_eq!(first.borrow().lease(), None);
+
+    // Nobody else is there now, and it leaves the key alone all the same.
+    other.close().await;
+    let stands = tokio::time::timeout(Duration::from_secs(3), first.wait_for(|state| state.lease().is_some())).await;
+    assert!(stands.is_err(), "it leads though it may not");
+    drop(stands);
+    one.may_lead(true);
+    tokio::time::timeout(LONG, first.wait_for(|state| state.lease().is_some())).await.unwrap().unwrap();
+    one.close().await;
+}
+
+#[tokio::test]
 async fn a_leader_leads_again_soon_after_consul_was_away() {
     let Some(mut consul) = consul::own("a_leader_leads_again_soon_after_consul_was_away", Consul::start_lasting) else {
         return;
