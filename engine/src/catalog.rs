@@ -113,7 +113,7 @@ impl Wishes {
 }
 
 /// What became of an inbox entry when it was looked at last.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Note {
     /// SHA-256 of its text then.
     pub hash: String,
@@ -124,6 +124,22 @@ pub struct Note {
     pub taken: bool,
     /// Revision of that pipeline which was the current one then; 0: none.
     pub revision: u64,
+    /// What a leader is about to do with the entry. One that dies leaves it here, so
+    /// that the next one knows whose text it finds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub intent: Option<Intent>,
+}
+
+/// That the text of an inbox entry is, or will be, a pipeline's current revision: a
+/// leader takes it from there, or writes it there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Intent {
+    /// SHA-256 of the text.
+    pub hash: String,
+    /// The pipeline.
+    pub pipeline: PipelineName,
+    /// The revision that the text replaces; 0: none.
+    pub replaces: u64,
 }
 
 /// Kinds of values that are written once and counted.
@@ -214,14 +230,19 @@ impl Catalog {
         self.add(Kind::Revision, pipeline.as_str(), revision, same).await
     }
 
-    /// Removes the revisions beyond the newest [`KEPT_REVISIONS`], but never `current`.
+    /// Removes the revisions before the last [`KEPT_REVISIONS`] that led to `current`.
     ///
     /// # Errors
-    /// When the store cannot be written.
+    /// When the store cannot be used.
     pub async fn forget_old_revisions(&self, pipeline: &PipelineName, current: u64) -> Result<()> {
         let numbers = self.numbers(Kind::Revision, pipeline.as_str()).await?;
-        let old = numbers.len().saturating_sub(KEPT_REVISIONS);
-        for number in numbers[..old].iter().filter(|number| **number != current) {
+        if numbers.len() <= KEPT_REVISIONS {
+            return Ok(());
+        }
+        // One that lost a race has a number too; it must not cost one of the history its place.
+        let history = self.history(pipeline, current).await?;
+        let Some((oldest, _)) = history.get(KEPT_REVISIONS - 1) else { return Ok(()) };
+        for number in numbers.iter().filter(|number| *number < oldest) {
             self.store.remove(&numbered(Kind::Revision, pipeline.as_str(), *number), None).await?;
         }
         Ok(())

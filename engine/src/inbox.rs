@@ -5,7 +5,7 @@
 //!               ├─ as noted and taken ─────────────────────────────▶ nothing
 //!               ├─ good ───────────────────────────────────────────▶ a revision
 //!               └─ bad ────────────────────────────────────────────▶ problems; what runs goes on
-//! entry as noted, but its pipeline was deleted ───────────────────────▶ the entry is removed
+//! entry as noted or meant, but its pipeline was deleted since ────────▶ the entry is removed
 //! entry gone for 5 s ──────────────────────────────────────────────▶ the pipeline is removed
 //! pipeline without an entry ───────────────────────────────────────▶ an entry is written
 //! ```
@@ -171,8 +171,13 @@ fn review_entry(
     let hash = hash_of(text);
     let current = noted.as_ref().and_then(|name| snapshot.facts.revisions.get(name));
     let head = snapshot.current.as_ref().map(|current| &current.head);
-    let deleted = |pipeline: &PipelineName| head.is_some_and(|head| head.deleted.contains_key(pipeline));
-    if note.is_some_and(|note| note.hash == hash) && noted.as_ref().is_some_and(deleted) {
+    let deleted = |pipeline: &PipelineName| head.and_then(|head| head.deleted.get(pipeline));
+    let is_noted = note.is_some_and(|note| note.hash == hash) && noted.as_ref().and_then(deleted).is_some();
+    // A leader took or wrote it and died before it could note that.
+    let is_meant = note.and_then(|note| note.intent.as_ref()).is_some_and(|intent| {
+        intent.hash == hash && deleted(&intent.pipeline).is_some_and(|deleted| deleted.revision > intent.replaces)
+    });
+    if is_noted || is_meant {
         // Not edited since: this is the last step of the deletion.
         review.leftovers.push((entry.name.clone(), text.clone()));
         return;
@@ -205,7 +210,8 @@ fn review_entry(
             owners.insert(name.clone(), entry.name.clone());
             let known = snapshot.facts.revisions.get(&name);
             let revision = known.map_or(0, |(number, _)| *number);
-            let noted_now = Note { hash: hash.clone(), pipeline: Some(name.clone()), taken: true, revision };
+            let noted_now =
+                Note { hash: hash.clone(), pipeline: Some(name.clone()), taken: true, revision, intent: None };
             if known.is_some_and(|(_, known)| known.hash == hash) {
                 review.notes.insert(entry.name.clone(), noted_now);
             } else {
@@ -227,7 +233,7 @@ fn review_entry(
             review.problems.extend(problems);
             let revision = current.map_or(0, |(number, _)| *number);
             if note.is_none_or(|note| note.hash != hash) {
-                let refused = Note { hash, pipeline: noted.clone(), taken: false, revision };
+                let refused = Note { hash, pipeline: noted.clone(), taken: false, revision, intent: None };
                 review.notes.insert(entry.name.clone(), refused);
             }
         }

@@ -11,7 +11,7 @@ use pipedoc_model::pipeline;
 use pipedoc_model::problem::{Problem, Problems, chain};
 use pipedoc_model::registry::Modules;
 
-use crate::catalog::{Catalog, Note, Revision};
+use crate::catalog::{Catalog, Intent, Note, Revision};
 use crate::clock;
 use crate::editor::Editor;
 use crate::inbox::Review;
@@ -46,6 +46,9 @@ pub(crate) async fn carry_out(
     // An entry whose pipeline stays keeps its note, which is how its going is known.
     forgotten.retain(|entry| !snapshot.notes.get(entry).and_then(|note| note.pipeline.as_ref()).is_some_and(held));
     if !good.is_empty() || !removals.free.is_empty() {
+        for (entry, name, revision) in &good {
+            note_intent(catalog, entry, name, revision, snapshot, lease).await?;
+        }
         let texts: Vec<_> = good.iter().map(|(_, name, revision)| (name.clone(), revision)).collect();
         let current = snapshot.current.as_ref();
         let taken = editor.take(current, &texts, &removals.free, clock::now_millis(), lease).await?;
@@ -53,7 +56,7 @@ pub(crate) async fn carry_out(
         for ((entry, name, revision), number) in good.iter().zip(taken.numbers) {
             let Some(number) = number else { continue };
             let hash = revision.hash.clone();
-            let note = Note { hash, pipeline: Some(name.clone()), taken: true, revision: number };
+            let note = Note { hash, pipeline: Some(name.clone()), taken: true, revision: number, intent: None };
             notes.insert(entry.clone(), note);
             carried.changed = true;
         }
@@ -61,10 +64,12 @@ pub(crate) async fn carry_out(
     }
     for (entry, name) in rewrites {
         let Some((number, revision)) = snapshot.facts.revisions.get(&name) else { continue };
+        note_intent(catalog, &entry, &name, revision, snapshot, lease).await?;
         match catalog.store().write_inbox(&entry, &revision.text, snapshot.entry_text(&entry)).await {
             Ok(()) => {
-                let note = Note { hash: revision.hash.clone(), pipeline: Some(name), taken: true, revision: *number };
-                notes.insert(entry, note);
+                let (hash, pipeline) = (revision.hash.clone(), Some(name));
+                forgotten.remove(&entry);
+                notes.insert(entry, Note { hash, pipeline, taken: true, revision: *number, intent: None });
             }
             // Edited meanwhile: the next look takes that in.
             Err(store::Error::Conflict { .. }) => {}
@@ -165,6 +170,23 @@ async fn check(
         Ok(()) => Ok(Checked::Good),
         Err(Problems(problems)) => Ok(Checked::LeavesBehind(problems)),
     }
+}
+
+/// Notes which text an entry will have as a pipeline's, before that is so: if the
+/// pipeline is deleted after we died, the text is not taken for a new wish.
+async fn note_intent(
+    catalog: &Catalog,
+    entry: &str,
+    pipeline: &PipelineName,
+    revision: &Revision,
+    snapshot: &Snapshot,
+    lease: &Lease,
+) -> store::Result<()> {
+    let known = snapshot.notes.get(entry);
+    let (hash, replaces) = (revision.hash.clone(), revision.made.replaces);
+    let intent = Some(Intent { hash, pipeline: pipeline.clone(), replaces });
+    let meant = Note { intent, ..known.cloned().unwrap_or_default() };
+    if known == Some(&meant) { Ok(()) } else { catalog.set_note(entry, &meant, lease).await }
 }
 
 async fn write_notes(

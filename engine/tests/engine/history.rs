@@ -1,5 +1,6 @@
 //! Revisions: who made them, who was first, and how to get back.
 
+use pipedoc_engine::store::{Expected, Key, Store};
 use pipedoc_proto::v1;
 use pipedoc_proto::v1::Road;
 use tonic::Code;
@@ -124,6 +125,33 @@ async fn each_of_the_last_50_revisions_can_be_brought_back() {
         assert_eq!(engine.get("shelf").await.unwrap().text, text(usize::try_from(n).unwrap()));
     }
     assert_eq!(engine.history("shelf").await.revisions.len(), 50);
+}
+
+#[tokio::test]
+async fn revisions_that_lost_a_race_take_nobodys_place_among_the_last_50() {
+    let bed = Bed::new();
+    let engine = bed.engine().await;
+    let text = |n: u64| SHELF.replace("module: parser", &format!("module: parser, concurrency: {n}"));
+    engine.apply(&text(1)).await;
+    let store = bed.store().await;
+    let key = |n: u64| Key::new(&["revisions", "shelf", &n.to_string()]);
+    let other = store.get(&key(1)).await.unwrap().unwrap().text;
+    for n in (2..=59).step_by(3) {
+        // What an engine leaves whose change came too late.
+        store.put(&key(n), &other, Expected::Absent, None).await.unwrap();
+        for n in [n + 1, n + 2] {
+            assert_eq!(engine.apply(&text(n)).await.revision, n);
+        }
+    }
+    for n in 62..=80 {
+        assert_eq!(engine.apply(&text(n)).await.revision, n);
+    }
+    let history = engine.history("shelf").await.revisions;
+    assert_eq!((history.len(), history[0].revision), (50, 80));
+    let oldest = history[49].revision;
+    assert!(engine.rollback("shelf", oldest).await.unwrap().accepted);
+    assert_eq!(engine.get("shelf").await.unwrap().text, text(oldest));
+    assert!(store.list(&Key::new(&["revisions", "shelf"])).await.unwrap().len() < 80, "old ones go");
 }
 
 #[tokio::test]

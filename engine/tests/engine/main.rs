@@ -6,11 +6,13 @@
 mod apply;
 mod backlog;
 mod bed;
+mod crash;
 mod folder;
 mod gateway;
 mod history;
 mod intake;
 mod loss;
+mod resume;
 mod several;
 mod status;
 mod store;
