@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use pipedoc_model::names::ClusterName;
 use pipedoc_model::problem::Problem;
-use pipedoc_model::step::InputSource;
+use pipedoc_model::step::{Format, InputSource};
 use pipedoc_proto::v1;
 
 use crate::args::{OutputFormat, PlanArgs};
@@ -41,11 +41,12 @@ pub fn main(args: PlanArgs, output: OutputFormat) -> anyhow::Result<ExitCode> {
                         .inputs
                         .iter()
                         .map(|input| match &input.source {
-                            InputSource::Topic(topic) => topic.to_string(),
-                            InputSource::Pattern(pattern) => format!("/{pattern}/"),
+                            InputSource::Topic(topic) => in_format(topic.to_string(), input.format),
+                            InputSource::Pattern(pattern) => in_format(format!("/{pattern}/"), input.format),
                         })
                         .collect();
-                    let outputs: Vec<_> = step.outputs.iter().map(|output| output.topic.to_string()).collect();
+                    let outputs: Vec<_> =
+                        step.outputs.iter().map(|output| in_format(output.topic.to_string(), output.format)).collect();
                     vec![step.id.step.to_string(), step.module.to_string(), list(&inputs), list(&outputs)]
                 })
                 .collect();
@@ -57,6 +58,11 @@ pub fn main(args: PlanArgs, output: OutputFormat) -> anyhow::Result<ExitCode> {
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// A topic, with its format where it is one of another system.
+fn in_format(topic: String, format: Format) -> String {
+    if format == Format::Pipedoc { topic } else { format!("{topic} ({})", format.name()) }
 }
 
 fn list(names: &[String]) -> String {

@@ -79,7 +79,7 @@ pub enum Unfit {
         wanted: i32,
     },
     /// It is not compacted.
-    #[error("topic {topic} holds a connector's state and must be compacted (cleanup.policy=compact)")]
+    #[error("topic {topic} is to keep the newest record of each key and must be compacted (cleanup.policy=compact)")]
     NotCompacted {
         /// The topic.
         topic: Topic,

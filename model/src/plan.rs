@@ -115,6 +115,7 @@ impl TopicPlan {
     fn join(&mut self, other: &Self) {
         self.partitions = self.partitions.max(other.partitions);
         self.policy = stricter(self.policy, other.policy);
+        self.compacted |= other.compacted;
     }
 }
 
@@ -172,8 +173,7 @@ fn plan_output(cluster: &ClusterName, pipeline: &PipelineConfig, output: &Output
         otherwise: output.otherwise,
         weight: output.weight,
         key: output.key.clone(),
-        // What the engine finds out about foreign topics is not the planner's to know.
-        compacted: false,
+        compacted: output.compacted,
     }
 }
 
@@ -205,7 +205,7 @@ fn plan_topics(
     // A step's input topic is that step's own business, also for those who write to it.
     let to_topics = step.outputs.iter().zip(&planned.outputs);
     for (_, output) in to_topics.filter(|(config, _)| matches!(config.target, Target::Topic(_))) {
-        add(ordinary(&output.topic));
+        add(TopicPlan { compacted: output.compacted, ..ordinary(&output.topic) });
     }
     for topic in &planned.allowed_topics {
         add(ordinary(topic));

@@ -49,6 +49,25 @@ pub enum Format {
     Raw,
 }
 
+impl Format {
+    /// As it is written, in pipelines and in the header
+    /// [`FORMAT`](crate::headers::FORMAT).
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Pipedoc => "PIPEDOC",
+            Self::Json => "JSON",
+            Self::Raw => "RAW",
+        }
+    }
+
+    /// The format of that name.
+    #[must_use]
+    pub fn named(name: &str) -> Option<Self> {
+        [Self::Pipedoc, Self::Json, Self::Raw].into_iter().find(|format| format.name() == name)
+    }
+}
+
 /// What a step promises about duplicates.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]

@@ -32,6 +32,9 @@ pub enum Content {
     Document(PipeDoc),
     /// The deletion of the document with this id.
     Deletion(String),
+    /// The deletion of whatever is older, under this id, than the document that is
+    /// worked on, and of its parts: see [`Output::outdated`].
+    Outdated(String),
 }
 
 impl Output {
@@ -50,6 +53,15 @@ impl Output {
     /// The deletion of a document, for everything downstream.
     pub fn delete(id: impl Into<String>) -> Self {
         Self { items: vec![Item { content: Content::Deletion(id.into()), to: None }], partial: None }
+    }
+
+    /// Whatever of this document is older than the version that is worked on goes,
+    /// for everything downstream: what a document that is made into parts leaves behind
+    /// when no parts come of it any more. (While some do, outputs that get none are told
+    /// by the runtime.) What is as new stays, in whatever order both arrive; of a document
+    /// without version it is a plain deletion.
+    pub fn outdated(id: impl Into<String>) -> Self {
+        Self { items: vec![Item { content: Content::Outdated(id.into()), to: None }], partial: None }
     }
 
     /// Sends all that is in here to the named output, or to a topic of

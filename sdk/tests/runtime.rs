@@ -305,15 +305,54 @@ async fn parts_are_keyed_by_their_parent_and_refused_by_compacted_topics() {
     compacted.compacted = true;
     compacted.when = Some("doc.language == 'latest'".to_owned());
     plan.outputs.push(compacted);
+    // The topic is compacted, though the plan does not say so.
+    let mut found = way("found");
+    found.when = Some("doc.language == 'found'".to_owned());
+    plan.outputs.push(found);
+    bed.topic_with("found", 4, TopicSettings { compact: Some(true), ..TopicSettings::default() }).await;
     bed.run(&[plan]).await;
-    bed.send("in", [doc("a", "parts:3"), PipeDoc { language: "latest".into(), ..doc("b", "parts:2") }]).await;
+    let to = |id: &str, language: &str| PipeDoc { language: language.into(), ..doc(id, "parts:2") };
+    bed.send("in", [doc("a", "parts:3"), to("b", "latest"), to("c", "found")]).await;
     let parts = bed.await_records("out", 3).await;
     for part in &parts {
         assert_eq!((part.key().as_str(), part.doc().parent_version, part.doc().version), ("a", 1, 1));
     }
-    let letters = bed.await_records(DEAD, 1).await;
-    assert_eq!(letters[0].header(headers::ERROR_TYPE), Some("part-to-compacted"));
+    for letter in bed.await_records(DEAD, 2).await {
+        assert_eq!(letter.header(headers::ERROR_TYPE), Some("part-to-compacted"));
+    }
     assert_eq!(bed.events.count(|event| matches!(event, Event::Done { document, sent: 3, .. } if document == "a")), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn outputs_that_get_no_part_any_more_learn_that_what_is_older_goes() {
+    let (bed, _) = Bed::memory();
+    let mut plan = plan("s");
+    plan.outputs[0].when = Some("doc.part == 0".to_owned());
+    plan.outputs.push(pipedoc_model::step::Output { when: Some("doc.part > 1".to_owned()), ..way("other") });
+    bed.run(&[plan]).await;
+    let version = |id: &str, version: i64, title: &str| PipeDoc { version, ..doc(id, title) };
+    bed.send(
+        "in",
+        [
+            version("a", 5, "parts:3"),
+            version("b", 6, "parts:1"),
+            version("none", 7, "outdated"),
+            // Nothing has a version that is older than the first; and what has none is taken as it comes.
+            version("first", 1, "parts:1"),
+            version("first", 1, "outdated"),
+            version("unknown", 0, "parts:1"),
+        ],
+    )
+    .await;
+    bed.drained("s").await;
+    let told = |read: Vec<Read>| {
+        let gone = read.into_iter().filter(|read| read.record.value.is_none());
+        let gone = gone.map(|read| (read.key(), read.header(headers::VERSION).map(str::to_owned)));
+        gone.collect::<BTreeMap<_, _>>()
+    };
+    let at = |id: &str, version: &str| (id.to_owned(), Some(version.to_owned()));
+    assert_eq!(told(bed.read("other").await), BTreeMap::from([at("b", "5"), at("none", "6")]));
+    assert_eq!(told(bed.read("out").await), BTreeMap::from([at("none", "6")]));
 }
 
 #[tokio::test]
@@ -475,7 +514,7 @@ async fn clients_that_cannot_be_used_any_more_are_made_anew() {
     log.faults().fail_sends(1, false);
     bed.await_records("out", 2).await;
     let status = bed.drained("s").await;
-    let anew = |event: &Event| matches!(event, Event::Error { error } if error.contains("with new connections"));
+    let anew = |event: &Event| matches!(event, Event::ConnectionsRenewed { .. });
     assert_eq!(bed.events.count(anew), 1);
     assert!(!status.last_error.contains("new connections"), "it is over: {}", status.last_error);
     assert_eq!(status.state, StepState::Running);
@@ -572,7 +611,8 @@ async fn steps_that_do_not_open_leave_others_alone() {
     let mut unknown = plan("unknown");
     unknown.module = "nobody".parse().unwrap();
     let mut later = plan("later");
-    later.hydration = pipedoc_model::step::Hydration::Lazy;
+    later.delivery = pipedoc_model::step::Delivery::AtMostOnce;
+    later.on_exhausted = OnExhausted::Pause;
     bed.run(&[
         with("good", serde_json::json!({})),
         with("bad", serde_json::json!({"open": "bad"})),
@@ -588,7 +628,7 @@ async fn steps_that_do_not_open_leave_others_alone() {
     let wrong = bed.state("wrong", StepState::Failed).await.last_error;
     assert!(wrong.contains("open: ") && wrong.contains("shut"), "both mistakes: {wrong}");
     assert!(bed.state("unknown", StepState::Failed).await.last_error.contains("no module nobody"));
-    assert!(bed.state("later", StepState::Failed).await.last_error.contains("not supported yet: hydration: LAZY"));
+    assert!(bed.state("later", StepState::Failed).await.last_error.contains("not supported yet: delivery: AT_MOST_ONCE with"));
     assert_eq!(bed.status("waits").state, StepState::Starting);
     assert!(bed.status("waits").last_error.contains("not open yet"));
     // A change of its plan is a new chance.

@@ -225,7 +225,7 @@ impl<'a> Checker<'a> {
             }
             wire::Input::Detailed(details) => details,
         };
-        let format = self.format(details.format, at);
+        let format = details.format.unwrap_or_default();
         match (&details.topic, &details.pattern) {
             (Some(topic), None) => {
                 let topic = self.name(Some(topic), &at.field("topic"), Topic::new)?;
@@ -257,16 +257,6 @@ impl<'a> Checker<'a> {
         let at = at.field("allowed_kafka_topics");
         let topics = step.allowed_kafka_topics.iter().flatten().enumerate();
         topics.filter_map(|(index, topic)| self.name(topic.as_deref(), &at.index(index), Topic::new)).collect()
-    }
-
-    /// Formats of other systems come later.
-    fn format(&mut self, format: Option<Format>, at: &Path) -> Format {
-        match format.unwrap_or_default() {
-            Format::Pipedoc => {}
-            Format::Json => self.error(&at.field("format"), "format JSON is not supported yet; use PIPEDOC"),
-            Format::Raw => self.error(&at.field("format"), "format RAW is not supported yet; use PIPEDOC"),
-        }
-        format.unwrap_or_default()
     }
 
     fn name<T>(

@@ -124,4 +124,6 @@ pub struct OutputConfig {
     pub weight: Option<u32>,
     /// CEL expression for the key; it compiles.
     pub key: Option<String>,
+    /// Whether its topic keeps only the newest record of each key.
+    pub compacted: bool,
 }

@@ -179,17 +179,7 @@ fn texts_that_are_no_pipelines_are_refused() {
 
 #[test]
 fn what_comes_later_is_refused_and_never_ignored() {
-    let all: Vec<_> = [
-        "delivery: AT_MOST_ONCE, on_exhausted: PAUSE",
-        "hydration: LAZY",
-        "hydration: NEVER",
-        "input_kafka_topic: {topic: t, format: JSON}",
-        "output_kafka_topics: [{topic: t, format: RAW}]",
-    ]
-    .into_iter()
-    .map(|fields| errors(&with_step(fields)))
-    .collect();
-    insta::assert_snapshot!(all.join("\n"));
+    insta::assert_snapshot!(errors(&with_step("delivery: AT_MOST_ONCE, on_exhausted: PAUSE")));
     let grpc = "{pipeline: p, steps: [{name: a, type: PIPELINE, module: parser, outputs: [{to: z, transport: GRPC}]}, {name: z, type: SINK, module: writer}]}";
     insta::assert_snapshot!(errors(grpc));
     let connector = "{pipeline: p, defaults: {delivery: EXACTLY_ONCE}, steps: [{name: a, type: CONNECTOR, module: reader, outputs: [{to: z}]}, {name: z, type: SINK, module: writer}]}";
@@ -208,9 +198,38 @@ fn what_comes_later_is_refused_and_never_ignored() {
         "on_exhausted: PAUSE",
         "stop_at_failure_rate: 20% of the last 500",
         "batch: {records: 5, bytes: 1MiB}",
+        "hydration: LAZY",
+        "hydration: NEVER",
+        "input_kafka_topic: {topic: t, format: JSON}",
+        "output_kafka_topics: [{topic: t, format: RAW}, {topic: latest, compacted: true}]",
     ] {
         assert!(read(&with_step(taken)).is_ok(), "{taken}");
     }
+}
+
+#[test]
+fn a_topic_is_read_as_what_it_is_written_as() {
+    let text = "
+pipeline: p
+steps:
+- {name: a, type: PIPELINE, module: parser, outputs: [
+    {topic: json, format: JSON}, {topic: raw, format: RAW}, {topic: docs},
+    {to: b, format: JSON, compacted: true}, {topic: c.p.c, format: RAW}]}
+- {name: b, type: SINK, module: writer, input_kafka_topic: [json, {topic: docs, format: JSON}, {topic: raw, format: JSON}]}
+- {name: c, type: SINK, module: writer, input_kafka_topic: [{topic: c.p.c, format: JSON}, {pattern: 'do.*', format: RAW}]}
+";
+    let errors = errors(text);
+    for expected in [
+        "steps[0].outputs[3].format: a step reads PIPEDOC from the steps before it",
+        "steps[0].outputs[3].compacted: a step gets every record",
+        "steps[1].input_kafka_topic: json is read as PIPEDOC, but step a writes JSON to it",
+        "steps[1].input_kafka_topic: docs is read as JSON, but step a writes PIPEDOC to it",
+        "steps[2].input_kafka_topic: c.p.c is the step's own input topic, which is PIPEDOC; found JSON",
+        "steps[2].input_kafka_topic: c.p.c is read as PIPEDOC, but step a writes RAW to it",
+    ] {
+        assert!(errors.contains(expected), "{expected:?} is not in\n{errors}");
+    }
+    assert_eq!(errors.lines().filter(|line| line.contains("p.yaml:")).count(), 6, "{errors}");
 }
 
 #[test]

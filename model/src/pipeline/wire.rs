@@ -172,6 +172,9 @@ pub(super) struct OutputTopicDetails {
     pub format: Option<Format>,
     /// Key of the records, a CEL expression. Default: the document's id.
     pub key: Option<String>,
+    /// Whether the topic keeps only the newest record of each key: the latest form of
+    /// each document. Parts of documents are refused there. Default false.
+    pub compacted: Option<bool>,
 }
 
 /// A way out of a step. One of `to` and `topic` must be given.
@@ -196,6 +199,11 @@ pub(super) struct Output {
     pub weight: Option<u32>,
     /// Key of the records, a CEL expression. Default: the document's id.
     pub key: Option<String>,
+    /// What is written, with `topic`. Default PIPEDOC.
+    pub format: Option<Format>,
+    /// With `topic`: whether it keeps only the newest record of each key, the latest
+    /// form of each document. Parts of documents are refused there. Default false.
+    pub compacted: Option<bool>,
 }
 
 /// How documents travel.

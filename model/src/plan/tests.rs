@@ -93,6 +93,20 @@ steps:
     assert_eq!((policy("local.p.a"), policy("local.p.b.dlq")), (TopicPolicy::Ignore, TopicPolicy::Verify));
 }
 
+#[test]
+fn the_latest_forms_topic_is_compacted_whoever_else_names_it() {
+    let text = "
+pipeline: p
+steps:
+- {name: a, type: PIPELINE, module: m, output_kafka_topics: [{topic: latest, compacted: true}, events]}
+- {name: b, type: SINK, module: m, input_kafka_topic: [latest, events]}
+";
+    let plan = plan(&cluster(), &[pipeline(text)], &Controls::default());
+    let compacted = |name: &str| plan.topics.iter().find(|topic| topic.topic.as_str() == name).unwrap().compacted;
+    assert_eq!((compacted("latest"), compacted("events")), (true, false));
+    assert_eq!(plan.steps[0].outputs.iter().map(|output| output.compacted).collect::<Vec<_>>(), [true, false]);
+}
+
 /// Type, concurrency, and which of the later steps it leads to.
 type StepShape = (u8, usize, Vec<bool>);
 

@@ -230,6 +230,7 @@ fn render(output: &Output, with_targets: bool) -> String {
         match &item.content {
             Content::Document(doc) => text.push_str(&document(doc)),
             Content::Deletion(id) => text.push_str(&format!("deletion of {id:?}")),
+            Content::Outdated(id) => text.push_str(&format!("deletion of what is older of {id:?}")),
         }
         if let (true, Some(to)) = (with_targets, &item.to) {
             text.push_str(&format!("\nto {to:?}"));

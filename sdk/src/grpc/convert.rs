@@ -56,6 +56,7 @@ fn item(item: Item) -> v1::Result {
     let kind = match item.content {
         Content::Document(document) => v1::result::Kind::Document(document),
         Content::Deletion(id) => v1::result::Kind::DeletedId(id),
+        Content::Outdated(id) => v1::result::Kind::OutdatedId(id),
     };
     v1::Result { kind: Some(kind), output: item.to.unwrap_or_default() }
 }

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
+use parking_lot::Mutex;
 use pipedoc_model::claim;
 use pipedoc_model::step::StepPlan;
 use pipedoc_proto::PipeDoc;
@@ -57,11 +58,12 @@ pub(crate) struct Claims {
 /// A document with everything in it, and a permit for the memory it takes.
 pub(crate) type Hydrated = (PipeDoc, OwnedSemaphorePermit);
 
+/// The value of a record, and a permit for the memory that reading it back takes.
+pub(crate) type Shelved = (Bytes, Option<OwnedSemaphorePermit>);
+
 /// A document ready to be written.
 #[derive(Debug)]
 pub(crate) struct Offloaded {
-    pub(crate) id: String,
-    pub(crate) version: i64,
     pub(crate) value: Bytes,
     /// Each claim that the value refers to, as headers carry it.
     pub(crate) claims: Vec<String>,
@@ -86,10 +88,14 @@ impl Claims {
     ///
     /// Who holds such permits already must not wait for more: without `waits`,
     /// `None` says that there is no room for it now.
-    pub(crate) async fn hydrate(&self, mut doc: PipeDoc, waits: bool) -> Result<Option<Hydrated>> {
+    pub(crate) async fn hydrate(&self, doc: PipeDoc, waits: bool) -> Result<Option<Hydrated>> {
+        self.read_back(doc, if waits { Room::Awaited } else { Room::Now }).await
+    }
+
+    async fn read_back(&self, mut doc: PipeDoc, room: Room) -> Result<Option<Hydrated>> {
         let mut size = whole_claim(&doc)?.map_or(0, |claim| claim.size);
         self.check(&doc, size)?;
-        let Some(mut permit) = self.reserve(size.saturating_add(blobs_size(&doc)), waits).await? else {
+        let Some(mut permit) = self.reserve(size.saturating_add(blobs_size(&doc)), room).await? else {
             return Ok(None);
         };
         if let Some(claim) = whole_claim(&doc)? {
@@ -104,7 +110,7 @@ impl Claims {
                 // What it held before must be free first, or two documents could
                 // wait for each other.
                 drop(permit);
-                let Some(more) = self.reserve(size, waits).await? else { return Ok(None) };
+                let Some(more) = self.reserve(size, room).await? else { return Ok(None) };
                 permit = more;
             }
         } else {
@@ -120,6 +126,19 @@ impl Claims {
         Ok(Some((doc, permit)))
     }
 
+    /// Reads back the value that lies where a stub says; a value that is no stub is
+    /// given as it is, without permit. As [`hydrate`](Self::hydrate) otherwise.
+    pub(crate) async fn unshelve(&self, value: &Bytes, waits: bool) -> Result<Option<Shelved>> {
+        let stub = PipeDoc::decode(value.clone()).ok();
+        let Some(stub) = stub.filter(claim::is_stub) else { return Ok(Some((value.clone(), None))) };
+        let Some(claim) = whole_claim(&stub)? else { return Ok(Some((value.clone(), None))) };
+        self.check(&stub, claim.size)?;
+        let room = if waits { Room::Awaited } else { Room::Now };
+        let Some(permit) = self.reserve(claim.size, room).await? else { return Ok(None) };
+        let value = self.shelf.get(&claim).await.context(format!("the claim of {} cannot be read", stub.id))?;
+        Ok(Some((value, Some(permit))))
+    }
+
     /// Writes to the store what is too large for a record, and encodes the rest.
     pub(crate) async fn offload(&self, mut doc: PipeDoc) -> Result<Offloaded> {
         for blob in &mut doc.blobs {
@@ -129,14 +148,13 @@ impl Claims {
         if let Some(whole) = whole_claim(&doc)? {
             claims.push(claim::text(&whole));
         }
-        let (id, version) = (doc.id.clone(), doc.version);
         let mut value = Bytes::from(doc.encode_to_vec());
         if value.len() as u64 > self.threshold {
             let (stub, claim) = self.shelve(value, doc).await?;
             claims.push(claim);
             value = stub;
         }
-        Ok(Offloaded { id, version, value, claims })
+        Ok(Offloaded { value, claims })
     }
 
     /// Puts the value of a document on the shelf; gives the stub that stands for it,
@@ -176,15 +194,57 @@ impl Claims {
         .with_kind("hydrate-max"))
     }
 
-    async fn reserve(&self, bytes: u64, waits: bool) -> Result<Option<OwnedSemaphorePermit>> {
+    async fn reserve(&self, bytes: u64, room: Room) -> Result<Option<OwnedSemaphorePermit>> {
         // What is larger than all of it waits for all of it.
         let units = u32::try_from(bytes.div_ceil(UNIT)).unwrap_or(u32::MAX).min(self.units);
         let memory = Arc::clone(&self.memory);
-        if waits {
-            Ok(Some(memory.acquire_many_owned(units).await?))
-        } else {
-            Ok(memory.try_acquire_many_owned(units).ok())
+        match room {
+            Room::Awaited => Ok(Some(memory.acquire_many_owned(units).await?)),
+            Room::Now => Ok(memory.try_acquire_many_owned(units).ok()),
+            Room::Uncounted => Ok(memory.try_acquire_many_owned(0).ok()),
         }
+    }
+}
+
+/// Where the memory for what is read back comes from.
+#[derive(Debug, Clone, Copy)]
+enum Room {
+    /// It is waited for.
+    Awaited,
+    /// What is there now, or none.
+    Now,
+    /// It is not asked for.
+    Uncounted,
+}
+
+/// Reads claims back while a module works, as it asks for them. The memory counts
+/// until the last clone is gone.
+#[derive(Clone)]
+pub(crate) struct Lent {
+    claims: Arc<Claims>,
+    held: Arc<Mutex<Vec<OwnedSemaphorePermit>>>,
+}
+
+impl Lent {
+    pub(crate) fn new(claims: Arc<Claims>) -> Self {
+        Self { claims, held: Arc::default() }
+    }
+
+    pub(crate) async fn hydrate(&self, doc: PipeDoc) -> Result<PipeDoc> {
+        // Two that hold some and wait for more could wait for each other: who holds some
+        // goes on without.
+        let room = if self.held.lock().is_empty() { Room::Awaited } else { Room::Uncounted };
+        let Some((doc, permit)) = self.claims.read_back(doc, room).await? else {
+            return Err(Error::retryable("the step is closed"));
+        };
+        self.held.lock().push(permit);
+        Ok(doc)
+    }
+}
+
+impl std::fmt::Debug for Lent {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Lent")
     }
 }
 

@@ -5,10 +5,12 @@
 
 use bytes::Bytes;
 use pipedoc_model::headers::{self, Headers};
+use pipedoc_model::step::Format;
 use pipedoc_proto::PipeDoc;
 use pipedoc_transport::log::{OutgoingRecord, Record, TopicPartition};
 use pipedoc_transport::size;
 
+use super::format::{self, Identity};
 use super::hop;
 use super::work::Workshop;
 use crate::error::{Error, Result};
@@ -48,6 +50,15 @@ pub(crate) async fn of_record(
 ) -> Result<OutgoingRecord> {
     let mut base = record.headers.clone();
     hop::set_source(&mut base, record, &hop::Source::new(source, &shop.plan.group));
+    let format = shop.formats.of(&source.topic, record).format;
+    if format != Format::Pipedoc {
+        base.set(headers::FORMAT, format.name());
+        let Identity { id, by_place } = format::identity(record, source);
+        if by_place {
+            // Elsewhere its place is another: redriven, it is the same document.
+            base.set(headers::DOCUMENT_ID, id);
+        }
+    }
     of_parts(shop, record.key.clone(), record.value.clone(), base, reason).await
 }
 
@@ -85,7 +96,7 @@ async fn of_parts(
     for bytes in [MESSAGE_BYTES, SHORT_MESSAGE_BYTES] {
         letter.headers = base.clone();
         explain(&mut letter.headers, reason, &step, bytes);
-        if size::of_record(letter.key.as_deref(), letter.value.as_deref(), &letter.headers) <= limit {
+        if size::above(limit, letter.key.as_deref(), letter.value.as_deref(), &letter.headers).is_none() {
             return Ok(letter);
         }
     }

@@ -6,9 +6,10 @@ use bytes::Bytes;
 use pipedoc_model::condition::{Condition, KeyExpr, Scope, weighted};
 use pipedoc_model::headers::Headers;
 use pipedoc_model::names::{StepId, Topic};
-use pipedoc_model::step::StepPlan;
+use pipedoc_model::step::{Format, StepPlan};
 use pipedoc_proto::PipeDoc;
 
+use super::format::key_of_id;
 use super::hop::root_id;
 use crate::error::{Error, Result, ResultExt};
 
@@ -28,14 +29,25 @@ struct Way {
     otherwise: bool,
     weight: Option<u32>,
     key: Option<KeyExpr>,
+    format: Format,
     compacted: bool,
 }
 
-/// Where something goes, and under which key.
+/// Where something goes, as what, and under which key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Destination {
     pub(crate) topic: Topic,
+    pub(crate) format: Format,
+    /// The plan says that the topic is compacted.
+    pub(crate) compacted: bool,
     pub(crate) key: Option<Bytes>,
+}
+
+impl Destination {
+    /// A topic that code named.
+    fn allowed(topic: &Topic, key: Bytes) -> Self {
+        Self { topic: topic.clone(), format: Format::Pipedoc, compacted: false, key: Some(key) }
+    }
 }
 
 /// What the record that a step works on tells its outputs.
@@ -45,6 +57,9 @@ pub(crate) struct Incoming<'a> {
     pub(crate) headers: &'a Headers,
     /// The incoming record's key.
     pub(crate) key: Option<&'a [u8]>,
+    /// Id of the document that came from a topic of another system: under this id its
+    /// key goes to others as it came.
+    pub(crate) foreign: Option<&'a str>,
 }
 
 impl Router {
@@ -70,6 +85,7 @@ impl Router {
                     otherwise: output.otherwise,
                     weight: output.weight,
                     key,
+                    format: output.format,
                     compacted: output.compacted,
                 })
             })
@@ -80,34 +96,27 @@ impl Router {
     /// Where a document goes. `to` is what code asked for.
     ///
     /// # Errors
-    /// Permanent: an unknown name, an expression without a usable result, a part
-    /// for a compacted topic.
+    /// Permanent: an unknown name, an expression without a usable result.
     pub(crate) fn document(&self, doc: &PipeDoc, to: Option<&str>, incoming: Incoming<'_>) -> Result<Vec<Destination>> {
         let scope = Scope { doc: Some(doc), headers: incoming.headers, key: incoming.key, step: &self.step };
-        let own_key = if doc.parent_id.is_empty() { &doc.id } else { &doc.parent_id };
+        // All parts of a document, theirs too, stay in order with its deletion.
+        let own_id = if doc.parent_id.is_empty() { doc.id.as_str() } else { root_id(&doc.parent_id) };
         let ways = match to {
             None => self.taken(&scope, incoming.key.unwrap_or(doc.id.as_bytes()))?,
             Some(name) => match self.named(name)? {
                 Named::Way(way) => vec![way],
                 Named::Topic(topic) => {
-                    return Ok(vec![Destination { topic: topic.clone(), key: Some(copy(own_key)) }]);
+                    return Ok(vec![Destination::allowed(topic, copy(own_id))]);
                 }
             },
         };
         ways.into_iter()
             .map(|way| {
-                if way.compacted && !doc.parent_id.is_empty() {
-                    return Err(Error::permanent(format!(
-                        "{} is a part, and output {} writes to the compacted topic {}, where only the last part of {} would remain",
-                        doc.id, way.name, way.topic, doc.parent_id
-                    ))
-                    .with_kind("part-to-compacted"));
-                }
                 let key = match &way.key {
-                    None => Some(copy(own_key)),
+                    None => way.key_of(&doc.id, own_id, incoming),
                     Some(key) => key.evaluate(&scope).permanent().map_err(|error| way.blame(error, "key"))?,
                 };
-                Ok(Destination { topic: way.topic.clone(), key })
+                Ok(way.destination(key))
             })
             .collect()
     }
@@ -128,8 +137,7 @@ impl Router {
             Some(name) => match self.named(name)? {
                 Named::Way(way) => vec![way],
                 Named::Topic(topic) => {
-                    let key = Some(copy(root_id(id)));
-                    return Ok((vec![Destination { topic: topic.clone(), key }], Vec::new()));
+                    return Ok((vec![Destination::allowed(topic, copy(root_id(id)))], Vec::new()));
                 }
             },
         };
@@ -137,16 +145,21 @@ impl Router {
         let (mut destinations, mut unable) = (Vec::new(), Vec::new());
         for way in ways {
             let key = match &way.key {
-                None => Some(copy(root_id(id))),
+                None => way.key_of(id, root_id(id), incoming),
                 Some(key) if key.reads_doc() => {
                     unable.push(way.name.clone());
                     continue;
                 }
                 Some(key) => key.evaluate(&scope).permanent().map_err(|error| way.blame(error, "key"))?,
             };
-            destinations.push(Destination { topic: way.topic.clone(), key });
+            destinations.push(way.destination(key));
         }
         Ok((destinations, unable))
+    }
+
+    /// Names and topics of the outputs, in the file's order.
+    pub(crate) fn outputs(&self) -> impl Iterator<Item = (&str, &Topic)> {
+        self.ways.iter().map(|way| (way.name.as_str(), &way.topic))
     }
 
     /// All topics that the step may write to.
@@ -212,6 +225,19 @@ impl Router {
 }
 
 impl Way {
+    /// The key that a document has here by itself; `own` is the id of the whole one.
+    fn key_of(&self, id: &str, own: &str, incoming: Incoming<'_>) -> Option<Bytes> {
+        match self.format {
+            Format::Pipedoc => Some(copy(own)),
+            _ if incoming.foreign == Some(id) => incoming.key.map(Bytes::copy_from_slice),
+            _ => Some(key_of_id(own)),
+        }
+    }
+
+    fn destination(&self, key: Option<Bytes>) -> Destination {
+        Destination { topic: self.topic.clone(), format: self.format, compacted: self.compacted, key }
+    }
+
     fn blame(&self, error: Error, field: &str) -> Error {
         error.with_kind("expression").context(format!("`{field}` of output {}", self.name))
     }

@@ -44,27 +44,28 @@ impl Topics {
 
     /// How large a record the topic takes; what is not known is taken as Kafka's default.
     pub(crate) async fn limit(&self, topic: &Topic) -> usize {
-        let info = self.get(topic).await.ok().flatten();
-        let limit = info.and_then(|info| info.settings.max_message_bytes);
-        limit.and_then(|limit| usize::try_from(limit).ok()).unwrap_or(size::DEFAULT_LIMIT)
+        limit_of(self.get(topic).await.ok().flatten().as_deref())
     }
 
-    /// Checks a record before it is sent.
+    /// Checks a record before it is sent. `info` is what is known of its topic.
     ///
     /// # Errors
     /// Permanent: it is too large for its topic.
-    pub(crate) async fn check_size(
+    pub(crate) fn check_size(
         &self,
         topic: &Topic,
+        info: Option<&TopicInfo>,
         key: Option<&[u8]>,
         value: Option<&[u8]>,
         headers: &Headers,
     ) -> Result<()> {
-        let size = size::of_record(key, value, headers);
-        let limit = self.limit(topic).await;
-        if size <= limit {
-            return Ok(());
-        }
+        let limit = limit_of(info);
+        let Some(size) = size::above(limit, key, value, headers) else { return Ok(()) };
         Err(Error::permanent(log::Error::RecordTooLarge { topic: topic.clone(), size, limit }).with_kind("too-large"))
     }
+}
+
+fn limit_of(info: Option<&TopicInfo>) -> usize {
+    let limit = info.and_then(|info| info.settings.max_message_bytes);
+    limit.and_then(|limit| usize::try_from(limit).ok()).unwrap_or(size::DEFAULT_LIMIT)
 }

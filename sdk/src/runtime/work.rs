@@ -1,5 +1,5 @@
 //! From a record to the records that come of it: decode, hydrate, the module's
-//! stack, route, offload, encode.
+//! stack; what it gave becomes records in [`super::results`].
 //!
 //! Runs in a task of its own, many at once. Knows nothing of windows, lanes or
 //! attempts; says only what became of this one.
@@ -8,33 +8,36 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use pipedoc_model::headers::{self, Headers};
+use pipedoc_model::headers;
 use pipedoc_model::names::Topic;
-use pipedoc_model::step::{Hydration, StepPlan};
+use pipedoc_model::step::{Format, Hydration, StepPlan};
 use pipedoc_proto::PipeDoc;
-use pipedoc_telemetry::propagation::{continue_trace, write_trace};
+use pipedoc_telemetry::propagation::continue_trace;
 use pipedoc_transport::log::{OutgoingRecord, Record, TopicPartition};
 use prost::Message;
 use tracing::{Instrument, Span};
 
-use super::claims::Claims;
+use super::claims::{Claims, Lent};
+use super::format::{self, Formats, Identity, Told};
 use super::hop::{self, root_id};
 use super::lanes::LaneId;
 use super::pace::Pace;
 use super::process::Stack;
-use super::route::{Destination, Incoming, Router};
+use super::route::Router;
 use super::topics::Topics;
 use crate::error::{Error, Result, ResultExt};
 use crate::layers::{Input, Request};
 use crate::module::{Deletion, Step};
-use crate::output::{Content, Item, Output};
+use crate::output::Output;
 
 /// All that the work of a step needs.
 pub(crate) struct Workshop {
     pub(crate) plan: Arc<StepPlan>,
     pub(crate) step: Step,
     pub(crate) router: Router,
-    pub(crate) claims: Claims,
+    /// What the records of its inputs are.
+    pub(crate) formats: Formats,
+    pub(crate) claims: Arc<Claims>,
     pub(crate) topics: Topics,
     /// The module's stack; none for programs that are no `Module`.
     pub(crate) service: Option<Stack>,
@@ -108,13 +111,24 @@ struct Ready {
 }
 
 /// What results inherit.
-#[derive(Clone)]
-struct Origin {
-    id: String,
-    version: i64,
+pub(super) struct Origin {
+    pub(super) id: String,
+    pub(super) version: i64,
+    /// The record is one of another system.
+    pub(super) foreign: bool,
+    /// Partition that the record comes from; results without key follow it.
+    pub(super) partition: Option<i32>,
+    /// The record brought a header that says its format.
+    pub(super) told: bool,
 }
 
-enum Fault {
+impl Origin {
+    pub(super) fn new(id: &str, version: i64, partition: Option<i32>) -> Self {
+        Self { id: id.to_owned(), version, foreign: false, partition, told: false }
+    }
+}
+
+pub(super) enum Fault {
     /// The document's.
     Own(Error),
     /// The surroundings'.
@@ -138,7 +152,8 @@ impl Workshop {
         let span = self.span(job);
         let work = async {
             let ready = self.ready(job, &mut about, true).await?;
-            let answer = self.call(ready.input, self.step.clone(), job.attempt, &span).await?;
+            let step = self.step_at_work();
+            let answer = self.call(ready.input, step.clone(), job.attempt, &span).await?;
             let output = answer.into_iter().next().unwrap_or_else(|| Err(no_answer()))?;
             self.finish(job, &ready.origin, output, &span).await
         };
@@ -185,7 +200,8 @@ impl Workshop {
             abouts.push(about);
         }
         let jobs = &jobs[..ready.len()];
-        let outputs = self.call_batch(jobs, &mut ready, failed_lanes, span).await;
+        let step = self.step_at_work();
+        let outputs = self.call_batch(jobs, &mut ready, failed_lanes, &step, span).await;
         let mut results = Vec::with_capacity(jobs.len());
         for (((job, ready), output), about) in jobs.iter().zip(ready).zip(outputs).zip(abouts) {
             let made = match (ready, output) {
@@ -212,6 +228,7 @@ impl Workshop {
         jobs: &[Job],
         ready: &mut [Result<Ready, Fault>],
         failed_lanes: &mut HashSet<LaneId>,
+        step: &Step,
         span: &Span,
     ) -> Vec<Option<Result<Output, Fault>>> {
         let attempt = jobs.iter().map(|job| job.attempt).max().unwrap_or(0);
@@ -228,7 +245,7 @@ impl Workshop {
             match std::mem::replace(&mut ready.input, Input::Batch(Vec::new())) {
                 Input::Document(doc) => docs.push((at, doc)),
                 Input::Deletion(deletion) => {
-                    self.call_documents(jobs, std::mem::take(&mut docs), attempt, span, &mut outputs).await;
+                    self.call_documents(jobs, std::mem::take(&mut docs), attempt, step, span, &mut outputs).await;
                     let failed = |(job, output): (&Job, &Option<Result<_, _>>)| {
                         matches!(output, Some(Err(_))).then_some(job.lane)
                     };
@@ -236,14 +253,14 @@ impl Workshop {
                     if failed_lanes.contains(&job.lane) {
                         continue;
                     }
-                    let answer = self.call(Input::Deletion(deletion), self.step.clone(), attempt, span).await;
+                    let answer = self.call(Input::Deletion(deletion), step.clone(), attempt, span).await;
                     let answer = answer.and_then(|all| all.into_iter().next().unwrap_or_else(|| Err(no_answer())));
                     outputs[at] = Some(answer.map_err(Fault::Own));
                 }
                 Input::Batch(_) => {}
             }
         }
-        self.call_documents(jobs, docs, attempt, span, &mut outputs).await;
+        self.call_documents(jobs, docs, attempt, step, span, &mut outputs).await;
         outputs
     }
 
@@ -252,6 +269,7 @@ impl Workshop {
         jobs: &[Job],
         docs: Vec<(usize, PipeDoc)>,
         attempt: u32,
+        step: &Step,
         span: &Span,
         outputs: &mut [Option<Result<Output, Fault>>],
     ) {
@@ -259,7 +277,7 @@ impl Workshop {
             return;
         }
         let (places, docs): (Vec<usize>, Vec<PipeDoc>) = docs.into_iter().unzip();
-        let step = self.step.for_batch(places.iter().filter_map(|place| Some(jobs.get(*place)?.lane)).collect());
+        let step = step.for_batch(places.iter().filter_map(|place| Some(jobs.get(*place)?.lane)).collect());
         let error = match self.call(Input::Batch(docs), step, attempt, span).await {
             Ok(results) if results.len() == places.len() => {
                 for (place, result) in places.into_iter().zip(results) {
@@ -293,6 +311,15 @@ impl Workshop {
         Ok(partitions)
     }
 
+    /// The step as the module sees it while it works: with LAZY it may ask for claims.
+    /// To be held until what came of it is finished.
+    fn step_at_work(&self) -> Step {
+        match self.plan.hydration {
+            Hydration::Lazy => self.step.with_claims(Lent::new(Arc::clone(&self.claims))),
+            Hydration::Eager | Hydration::Never => self.step.clone(),
+        }
+    }
+
     async fn call(&self, input: Input, step: Step, attempt: u32, span: &Span) -> Result<Vec<Result<Output>>> {
         let Some(service) = &self.service else {
             return Err(Error::permanent("this module takes no documents").with_kind("wrong-module"));
@@ -315,13 +342,15 @@ impl Workshop {
     async fn ready(&self, job: &Job, about: &mut About, waits: bool) -> Result<Ready, Fault> {
         let record = &job.record;
         self.check_hops(record)?;
+        let told = self.formats.of(&job.source.topic, record);
+        if told.format != Format::Pipedoc {
+            return self.foreign(job, told, about, waits).await;
+        }
+        let partition = Some(job.source.partition);
         let Some(value) = &record.value else {
-            let id = hop::document_id(record).ok_or_else(|| {
-                Error::permanent("a tombstone without key and without pipedoc_document_id names no document")
-                    .with_kind("decode")
-            })?;
+            let id = hop::document_id(record).ok_or_else(nameless)?;
             *about = About::of(record);
-            let origin = Origin { id: id.clone(), version: hop::version(record) };
+            let origin = Origin { told: told.by_header, ..Origin::new(&id, hop::version(record), partition) };
             let input = Input::Deletion(Deletion { id, version: origin.version });
             return Ok(Ready { input, origin, _hydrated: None });
         };
@@ -337,7 +366,35 @@ impl Workshop {
         }
         about.document = root_id(&doc.id).to_owned();
         about.version = doc.version;
-        let origin = Origin { id: doc.id.clone(), version: doc.version };
+        let origin = Origin { told: told.by_header, ..Origin::new(&doc.id, doc.version, partition) };
+        Ok(Ready { input: Input::Document(doc), origin, _hydrated: hydrated })
+    }
+
+    /// Makes a document of a record of another system.
+    async fn foreign(&self, job: &Job, told: Told, about: &mut About, waits: bool) -> Result<Ready, Fault> {
+        let record = &job.record;
+        let Identity { id, by_place } = format::identity(record, &job.source);
+        let version = hop::version(record);
+        *about = About { document: root_id(&id).to_owned(), version, tombstone: record.value.is_none() };
+        let origin = Origin {
+            foreign: true,
+            told: told.by_header,
+            ..Origin::new(&id, version, Some(job.source.partition))
+        };
+        let Some(value) = &record.value else {
+            if by_place {
+                return Err(nameless().into());
+            }
+            return Ok(Ready { input: Input::Deletion(Deletion { id, version }), origin, _hydrated: None });
+        };
+        let (mut value, mut hydrated) = (value.clone(), None);
+        // A dead letter that was too large for its topic.
+        if told.by_header && record.headers.contains(headers::CLAIM) {
+            let shelved = self.claims.unshelve(&value, waits).await.map_err(Fault::of_store)?;
+            let (whole, permit) = shelved.ok_or(Fault::NoRoom)?;
+            (value, hydrated) = (whole, permit);
+        }
+        let doc = format::decode(told.format, &value, id, record)?;
         Ok(Ready { input: Input::Document(doc), origin, _hydrated: hydrated })
     }
 
@@ -351,124 +408,15 @@ impl Workshop {
             _ => Ok(()),
         }
     }
-
-    /// Makes records of what the module gave.
-    async fn finish(&self, job: &Job, origin: &Origin, output: Output, span: &Span) -> Result<Made, Fault> {
-        let mut base = hop::next(&job.record, &hop::Source::new(&job.source, &self.plan.group));
-        write_trace(span, &mut base);
-        let mut made = Made { records: Vec::new(), partial: output.partial, unable: Vec::new() };
-        let key = job.record.key.as_deref();
-        let mut items = output.items.into_iter().peekable();
-        while let Some(item) = items.next() {
-            // Copies cost something on every record; the last one, mostly the only one, needs none.
-            let headers = if items.peek().is_some() { base.clone() } else { std::mem::take(&mut base) };
-            self.send_on(item, Some(origin.clone()), headers, key, &mut made).await?;
-        }
-        Ok(made)
-    }
-
-    /// Makes records of what a connector brought in. `id` stands for the key that
-    /// an incoming record would have.
-    pub(crate) async fn bring_in(&self, content: Content, version: i64, span: &Span) -> Result<Worked, Failed> {
-        let id = match &content {
-            Content::Document(doc) => doc.id.clone(),
-            Content::Deletion(id) => id.clone(),
-        };
-        let tombstone = matches!(content, Content::Deletion(_));
-        let about = About { document: root_id(&id).to_owned(), version, tombstone };
-        let mut base = hop::first(hop::now_millis());
-        write_trace(span, &mut base);
-        let mut made = Made { records: Vec::new(), partial: None, unable: Vec::new() };
-        let origin = Some(Origin { id: id.clone(), version });
-        let item = Item { content, to: None };
-        match self.send_on(item, origin, base, Some(id.as_bytes()), &mut made).await {
-            Ok(()) => Ok(made.about(about)),
-            Err(fault) => Err(fault.about(about)),
-        }
-    }
-
-    async fn send_on(
-        &self,
-        item: Item,
-        origin: Option<Origin>,
-        mut headers: Headers,
-        key: Option<&[u8]>,
-        made: &mut Made,
-    ) -> Result<(), Fault> {
-        let to = item.to.as_deref();
-        match item.content {
-            Content::Document(mut doc) => {
-                if doc.id.is_empty() {
-                    return Err(Error::permanent("the module gave a document without id").with_kind("no-id").into());
-                }
-                if let Some(origin) = origin {
-                    inherit(&mut doc, &origin);
-                }
-                let destinations = self.router.document(&doc, to, Incoming { headers: &headers, key })?;
-                if destinations.is_empty() {
-                    return Ok(());
-                }
-                let offloaded = self.claims.offload(doc).await.map_err(Fault::of_store)?;
-                hop::set_identity(&mut headers, &offloaded.id, offloaded.version);
-                headers.remove(headers::CLAIM);
-                for claim in &offloaded.claims {
-                    headers.append(headers::CLAIM, Some(Bytes::copy_from_slice(claim.as_bytes())));
-                }
-                self.write(destinations, headers, Some(offloaded.value), made).await?;
-            }
-            Content::Deletion(id) => {
-                if id.is_empty() {
-                    return Err(Error::permanent("the module gave a deletion without id").with_kind("no-id").into());
-                }
-                let (destinations, unable) = self.router.deletion(&id, to, Incoming { headers: &headers, key })?;
-                made.unable.extend(unable);
-                hop::set_identity(&mut headers, &id, origin.map_or(0, |origin| origin.version));
-                headers.remove(headers::CLAIM);
-                self.write(destinations, headers, None, made).await?;
-            }
-        }
-        Ok(())
-    }
-
-    async fn write(
-        &self,
-        destinations: Vec<Destination>,
-        mut headers: Headers,
-        mut value: Option<Bytes>,
-        made: &mut Made,
-    ) -> Result<()> {
-        let mut destinations = destinations.into_iter().peekable();
-        while let Some(Destination { topic, key }) = destinations.next() {
-            self.topics.check_size(&topic, key.as_deref(), value.as_deref(), &headers).await?;
-            let (value, headers) = match destinations.peek() {
-                Some(_) => (value.clone(), headers.clone()),
-                None => (value.take(), std::mem::take(&mut headers)),
-            };
-            made.records.push(OutgoingRecord { topic, partition: None, timestamp: None, key, value, headers });
-        }
-        Ok(())
-    }
-}
-
-struct Made {
-    records: Vec<OutgoingRecord>,
-    partial: Option<Error>,
-    unable: Vec<String>,
-}
-
-impl Made {
-    fn about(self, about: About) -> Worked {
-        Worked { about, records: self.records, partial: self.partial, unable: self.unable }
-    }
 }
 
 impl Fault {
     /// What a store that is away does to a document is not the document's fault.
-    fn of_store(error: Error) -> Self {
+    pub(super) fn of_store(error: Error) -> Self {
         if error.is_retryable() { Self::Passing(error) } else { Self::Own(error) }
     }
 
-    fn about(self, about: About) -> Failed {
+    pub(super) fn about(self, about: About) -> Failed {
         match self {
             Self::Own(error) => Failed::new(about, error),
             Self::OfBatch(error) => Failed { of_batch: true, ..Failed::new(about, error) },
@@ -481,16 +429,6 @@ impl Fault {
     }
 }
 
-/// Steps keep the version: a document that says none has its origin's.
-fn inherit(doc: &mut PipeDoc, origin: &Origin) {
-    if doc.version == 0 {
-        doc.version = origin.version;
-    }
-    if doc.parent_id == origin.id && doc.parent_version == 0 {
-        doc.parent_version = origin.version;
-    }
-}
-
 fn decode(value: &Bytes) -> Result<PipeDoc> {
     if value.is_empty() {
         return Err(Error::permanent("the value is empty; a PipeDoc has at least an id").with_kind("decode"));
@@ -499,6 +437,10 @@ fn decode(value: &Bytes) -> Result<PipeDoc> {
         .permanent()
         .context("the value is no PipeDoc")
         .map_err(|error| error.with_kind("decode"))
+}
+
+fn nameless() -> Error {
+    Error::permanent("a tombstone without key and without pipedoc_document_id names no document").with_kind("decode")
 }
 
 fn no_answer() -> Error {

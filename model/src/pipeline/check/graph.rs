@@ -7,7 +7,7 @@ use super::super::config::{StepConfig, Target};
 use super::super::tree::Path;
 use super::Checker;
 use crate::names::{PipelineName, Topic};
-use crate::step::{InputSource, StepType};
+use crate::step::{Format, Input, InputSource, StepType};
 
 /// An edge: to which step, and by which output.
 struct Edge {
@@ -20,6 +20,7 @@ impl Checker<'_> {
     pub(super) fn graph(&mut self, pipeline: Option<&PipelineName>, steps: &[Option<StepConfig>]) {
         let edges: Vec<Vec<Edge>> = steps.iter().map(|step| edges_of(pipeline, step.as_ref(), steps)).collect();
         self.cycles(steps, &edges);
+        self.formats(pipeline, steps);
         // With a step missing, what it leads to cannot be told.
         if steps.iter().all(Option::is_some) && self.findings.errors.is_empty() {
             self.unreached(steps, &edges);
@@ -48,6 +49,39 @@ impl Checker<'_> {
             );
             let at = self.output_path(last, output, steps);
             self.error(&at, message);
+        }
+    }
+
+    /// A topic is read as what it is written as.
+    fn formats(&mut self, pipeline: Option<&PipelineName>, steps: &[Option<StepConfig>]) {
+        for (at, reader) in steps.iter().enumerate().filter_map(|(at, step)| Some((at, step.as_ref()?))) {
+            let here = Path::default().field("steps").index(at).field("input_kafka_topic");
+            for input in &reader.inputs {
+                if input.format != Format::Pipedoc
+                    && let InputSource::Topic(topic) = &input.source
+                    && is_own(pipeline, reader, topic)
+                {
+                    let found = input.format.name();
+                    let message = format!("{topic} is the step's own input topic, which is PIPEDOC; found {found}");
+                    self.error(&here, message);
+                }
+            }
+            for writer in steps.iter().flatten().filter(|writer| writer.step_type != StepType::Sink) {
+                for output in &writer.outputs {
+                    let Target::Topic(topic) = &output.target else { continue };
+                    let Some(read) = format_of(pipeline, reader, topic) else { continue };
+                    // Anything can be read as bytes, and bytes may be JSON.
+                    let fits = read == output.format
+                        || read == Format::Raw
+                        || (read == Format::Json && output.format == Format::Raw);
+                    if !fits {
+                        let (writes, reads) = (output.format.name(), read.name());
+                        let message =
+                            format!("{topic} is read as {reads}, but step {} writes {writes} to it", writer.name);
+                        self.error(&here, message);
+                    }
+                }
+            }
         }
     }
 
@@ -129,19 +163,40 @@ fn reads(pipeline: Option<&PipelineName>, step: &StepConfig, topic: &Topic) -> b
     if step.step_type == StepType::Connector {
         return false;
     }
-    let own = pipeline.is_some_and(|pipeline| {
+    is_own(pipeline, step, topic) || step.inputs.iter().any(|input| takes(input, topic))
+}
+
+/// Whether a topic is a step's default input topic.
+fn is_own(pipeline: Option<&PipelineName>, step: &StepConfig, topic: &Topic) -> bool {
+    pipeline.is_some_and(|pipeline| {
         // The cluster's name is not known here; any will do.
         let mut parts = topic.as_str().split('.');
         let (_, of, named, end) = (parts.next(), parts.next(), parts.next(), parts.next());
         of == Some(pipeline.as_str()) && named == Some(step.name.as_str()) && end.is_none()
-    });
-    own || step.inputs.iter().any(|input| match &input.source {
+    })
+}
+
+fn takes(input: &Input, topic: &Topic) -> bool {
+    match &input.source {
         InputSource::Topic(name) => name == topic,
         InputSource::Pattern(pattern) => {
             !topic.is_internal()
                 && regex::Regex::new(&format!("^(?:{pattern})$")).is_ok_and(|regex| regex.is_match(topic.as_str()))
         }
-    })
+    }
+}
+
+/// As what a step reads a topic, if it reads it: as the input that names it says,
+/// else as the first one that it matches.
+fn format_of(pipeline: Option<&PipelineName>, step: &StepConfig, topic: &Topic) -> Option<Format> {
+    if step.step_type == StepType::Connector {
+        return None;
+    }
+    if is_own(pipeline, step, topic) {
+        return Some(Format::Pipedoc);
+    }
+    let named = step.inputs.iter().find(|input| matches!(&input.source, InputSource::Topic(name) if name == topic));
+    named.or_else(|| step.inputs.iter().find(|input| takes(input, topic))).map(|input| input.format)
 }
 
 /// The shortest way from a step back to itself that passes no bounded step, as

@@ -52,6 +52,9 @@ impl Checker<'_> {
         if output.name.as_ref().is_some_and(|name| name.is_empty()) {
             self.error(&at.field("name"), "the name of an output is not empty; leave it out for the target's name");
         }
+        if matches!(target, Some(Target::Step(_))) {
+            self.only_with_topic(output, at);
+        }
         let target = target?;
         let name = output.name.clone().unwrap_or_else(|| match &target {
             Target::Step(step) => step.to_string(),
@@ -60,12 +63,25 @@ impl Checker<'_> {
         Some(OutputConfig {
             name,
             target,
-            format: Format::Pipedoc,
+            format: output.format.unwrap_or_default(),
             when: output.when.clone(),
             otherwise,
             weight: output.weight,
             key: output.key.clone(),
+            compacted: output.compacted.unwrap_or(false),
         })
+    }
+
+    /// What a step's input topic is, is that step's own business.
+    fn only_with_topic(&mut self, output: &wire::Output, at: &Path) {
+        if output.format.is_some_and(|format| format != Format::Pipedoc) {
+            let reason = "a step reads PIPEDOC from the steps before it; `format` is for outputs with `topic`";
+            self.error(&at.field("format"), reason);
+        }
+        if output.compacted == Some(true) {
+            let reason = "a step gets every record, not the newest alone; `compacted` is for outputs with `topic`";
+            self.error(&at.field("compacted"), reason);
+        }
     }
 
     fn target(&mut self, output: &wire::Output, at: &Path) -> Option<Target> {
@@ -104,22 +120,23 @@ impl Checker<'_> {
     }
 
     fn output_topic(&mut self, output: &wire::OutputTopic, at: &Path) -> Option<OutputConfig> {
-        let (topic, key) = match output {
-            wire::OutputTopic::Name(topic) => (self.name(Some(topic), at, Topic::new)?, None),
+        let plain = wire::OutputTopicDetails::default();
+        let (topic, details) = match output {
+            wire::OutputTopic::Name(topic) => (self.name(Some(topic), at, Topic::new)?, &plain),
             wire::OutputTopic::Detailed(details) => {
-                self.format(details.format, at);
                 self.key(details.key.as_deref(), &at.field("key"));
-                (self.name(details.topic.as_deref(), &at.field("topic"), Topic::new)?, details.key.clone())
+                (self.name(details.topic.as_deref(), &at.field("topic"), Topic::new)?, details)
             }
         };
         Some(OutputConfig {
             name: topic.to_string(),
             target: Target::Topic(topic),
-            format: Format::Pipedoc,
+            format: details.format.unwrap_or_default(),
             when: None,
             otherwise: false,
             weight: None,
-            key,
+            key: details.key.clone(),
+            compacted: details.compacted.unwrap_or(false),
         })
     }
 

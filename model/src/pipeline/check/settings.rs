@@ -1,4 +1,4 @@
-//! How steps run: units, and what is not supported yet.
+//! How steps run: units, and what does not go together.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -88,7 +88,6 @@ impl Checker<'_> {
     pub(super) fn settings(&mut self, given: Option<&wire::Settings>, at: &Path, base: Option<&Settings>) -> Settings {
         let mut settings = base.cloned().unwrap_or_default();
         let Some(given) = given else { return settings };
-        self.unsupported(given, at);
         take(&mut settings.delivery, given.delivery);
         take(&mut settings.ordering, given.ordering);
         take(&mut settings.concurrency, given.concurrency.map(|n| n as usize));
@@ -128,18 +127,6 @@ impl Checker<'_> {
             );
         }
         settings
-    }
-
-    /// What is part of the format and comes later is refused, never ignored.
-    fn unsupported(&mut self, given: &wire::Settings, at: &Path) {
-        let hydration = match given.hydration {
-            Some(Hydration::Lazy) => Some("hydration LAZY is not supported yet; use EAGER"),
-            Some(Hydration::Never) => Some("hydration NEVER is not supported yet; use EAGER"),
-            Some(Hydration::Eager) | None => None,
-        };
-        if let Some(reason) = hydration {
-            self.error(&at.field("hydration"), reason);
-        }
     }
 
     fn retries(&mut self, given: &wire::Retries, at: &Path, base: Retries) -> Retries {
