@@ -43,6 +43,7 @@ pub struct Files {
 
 /// The note on a document's parts.
 #[derive(Debug, Default, Deserialize)]
+#[serde(default)]
 struct PartsNote {
     version: Int64,
     parts: i32,

@@ -105,8 +105,8 @@ fn key(id: &str) -> Key {
     key
 }
 
-/// Where a line stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Where a line stands; later ones are greater.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct At {
     source: usize,
     offset: u64,
@@ -141,15 +141,45 @@ struct Parts {
     parts: i32,
 }
 
+/// The deletions of a document, as far as its parts are concerned.
+#[derive(Debug, Default)]
+struct Deletions {
+    /// The newest with a version.
+    versioned: Option<(i64, At)>,
+    /// The last without one, which is one of what was there.
+    plain: Option<At>,
+}
+
+impl Deletions {
+    fn take(&mut self, version: i64, at: At) {
+        if version == 0 {
+            self.plain = Some(at);
+        } else if self.versioned.is_none_or(|(known, _)| version >= known) {
+            self.versioned = Some((version, at));
+        }
+    }
+
+    /// Whether a part goes that stands before a deletion of its own version, or before
+    /// one of whatever was there. Newer deletions count as newer documents do.
+    fn remove(&self, version: i64, at: At) -> bool {
+        self.versioned.is_some_and(|(deleted, place)| deleted == version && place > at)
+            || self.plain.is_some_and(|place| place > at)
+    }
+}
+
 #[derive(Debug, Default)]
 struct Newest {
     winners: HashMap<Key, Winner>,
     parents: HashMap<Key, Parts>,
+    deletions: HashMap<Key, Deletions>,
 }
 
 impl Newest {
     fn take(&mut self, at: At, line: &Line) {
         let key = key(&line.id);
+        if line.deleted {
+            self.deletions.entry(key).or_default().take(line.version.0, at);
+        }
         let before = self.winners.get(&key);
         let stored = before.map_or(0, |winner| winner.version);
         let version = match line.version.0 {
@@ -181,14 +211,17 @@ impl Newest {
             let whole = self.winners.get(key).map_or(0, |winner| winner.version);
             whole.max(self.parents.get(key).map_or(0, |parts| parts.version))
         };
-        let is_over = |part: &Part| {
-            part.above.iter().any(|key| newest(key) > part.version)
+        let deleted = |key: &Key, part: &Part, at: At| {
+            self.deletions.get(key).is_some_and(|deletions| deletions.remove(part.version, at))
+        };
+        let is_over = |part: &Part, at: At| {
+            part.above.iter().any(|key| newest(key) > part.version || deleted(key, part, at))
                 || part.above.first().and_then(|key| self.parents.get(key)).is_some_and(|of| part.number >= of.parts)
         };
         let over: Vec<Key> = self
             .winners
             .iter()
-            .filter(|(_, winner)| winner.part.as_ref().is_some_and(|part| is_over(part)))
+            .filter(|(_, winner)| winner.part.as_ref().is_some_and(|part| is_over(part, winner.at)))
             .map(|(key, _)| *key)
             .collect();
         for key in over {

@@ -321,6 +321,46 @@ async fn lines_are_merged_to_the_newest_of_each() {
     assert!(!left.iter().any(|path| path.to_string_lossy().contains("part-")), "{left:?}");
 }
 
+/// What a document leaves behind in both formats, when parts come with versions, and
+/// when nobody knows any.
+#[tokio::test]
+async fn parts_leave_nothing_behind_in_either_format() {
+    for format in ["JSON", "JSONL"] {
+        for version in [0, 5] {
+            let bed = Bed::new(json!({"format": format})).await;
+            let next = |n: i64| if version == 0 { 0 } else { version + n };
+            let left = async || {
+                if format == "JSON" {
+                    return bed.visible().values().cloned().collect::<Vec<_>>();
+                }
+                merge(&bed.config()).unwrap();
+                bed.merged().into_iter().map(|(_, body)| body).collect()
+            };
+            let store = async |parts: i32, version: i64| {
+                for n in 0..parts {
+                    bed.store(part("a", n, parts, version)).await;
+                }
+            };
+            store(10, next(0)).await;
+            assert_eq!(left().await.len(), 10, "{format}, version {version}");
+            store(8, next(1)).await;
+            let body = format!("v{}", next(1));
+            assert_eq!(left().await, vec![body; 8], "{format}, version {version}");
+            bed.delete("a", next(2)).await;
+            assert_eq!(left().await.len(), 0, "{format}, version {version}");
+            store(3, next(3)).await;
+            // One that says that nothing of this version has parts any more.
+            bed.delete("a", next(3)).await;
+            assert_eq!(left().await.len(), 0, "{format}, version {version}");
+            store(2, next(5)).await;
+            if version != 0 {
+                bed.delete("a", next(4)).await;
+            }
+            assert_eq!(left().await.len(), 2, "{format}, version {version}: what is newer stays");
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_merge_remembers_deletions_and_can_be_repeated() {
     let bed = Bed::new(json!({"format": "JSONL"})).await;
