@@ -9,6 +9,7 @@ pub fn factories() -> Vec<Factory> {
         Factory::connector::<pipedoc_filesystem_connector::FilesystemConnector>(),
         Factory::module::<pipedoc_parser::Parser>(),
         Factory::module::<pipedoc_chunker::Chunker>(),
+        Factory::module::<pipedoc_splitter::Splitter>(),
         Factory::module::<pipedoc_object_sink::ObjectSink>(),
         Factory::module::<pipedoc_echo::Echo>(),
     ]

@@ -73,6 +73,10 @@ fn cases() -> Vec<Case> {
         case(Factory::connector::<pipedoc_filesystem_connector::FilesystemConnector>(), |path| json!({"folder": path})),
         case(Factory::module::<pipedoc_parser::Parser>(), |_| json!({})),
         case(Factory::module::<pipedoc_chunker::Chunker>(), |_| json!({})),
+        case(
+            Factory::module::<pipedoc_splitter::Splitter>(),
+            |_| json!({"rules": [{"by": "PAGES"}, {"by": "ATTACHMENTS"}, {"by": "ARRAY"}, {"by": "CHUNKS"}, {"by": "MAIL"}], "whole": "whole"}),
+        ),
         case(Factory::module::<pipedoc_object_sink::ObjectSink>(), |path| json!({"url": path.join("out")})),
         case(Factory::module::<pipedoc_echo::Echo>(), |_| json!({})),
     ];
@@ -239,10 +243,24 @@ async fn m5_answers_for_each_document_of_a_batch() {
 #[tokio::test]
 async fn m6_keeps_id_and_version() {
     for (case, program) in takers().await {
-        let Ok(output) = program.process(doc("folder/a b.txt"), &case.step()).await else { continue };
+        let chunk = Chunk { text: "Some".into(), span: Some(ByteSpan { start: 0, end: 4 }), ..Chunk::default() };
+        let doc = PipeDoc { chunks: vec![chunk], ..doc("folder/a b.txt") };
+        let Ok(output) = program.process(doc, &case.step()).await else { continue };
         for item in output.items {
-            let Content::Document(sent) = item.content else { panic!("{} deletes", case.name()) };
-            assert_eq!((sent.id.as_str(), sent.version), ("folder/a b.txt", 1), "{}", case.name());
+            let sent = match item.content {
+                Content::Document(sent) => sent,
+                Content::Outdated(id) => {
+                    assert_eq!(id, "folder/a b.txt", "{}", case.name());
+                    continue;
+                }
+                Content::Deletion(_) => panic!("{} deletes", case.name()),
+            };
+            if !sent.parent_id.is_empty() {
+                let part = (format!("{}#{}", sent.parent_id, sent.part), sent.part < sent.parts, sent.parent_version);
+                assert_eq!(part, (sent.id.clone(), true, 1), "{}", case.name());
+            }
+            let whole = if sent.parent_id.is_empty() { &sent.id } else { &sent.parent_id };
+            assert_eq!((whole.as_str(), sent.version), ("folder/a b.txt", 1), "{}", case.name());
         }
     }
 }
@@ -261,7 +279,7 @@ async fn m7_passes_deletions_on_or_carries_them_out_again_and_again() {
                 .iter()
                 .filter_map(|item| match &item.content {
                     Content::Deletion(id) => Some(id.as_str()),
-                    Content::Document(_) => None,
+                    Content::Document(_) | Content::Outdated(_) => None,
                 })
                 .collect();
             assert_eq!(passed, if is_sink { vec![] } else { vec![id] }, "{name}");
