@@ -28,6 +28,7 @@ mod system {
     mod kafka_trouble;
     mod load;
     mod other_log;
+    mod other_systems;
     mod processes;
     mod run;
     mod sqlite_kills;
