@@ -197,7 +197,9 @@ async fn odd_records(bed: &Bed, delivery: Delivery) {
     let others: BTreeSet<Vec<u8>> = out.iter().filter_map(|read| Some(read.record.key.as_ref()?.to_vec())).collect();
     let expected = ["after-panic", "after-hang", "after-lost", &long, "odd", "many"].map(|key| key.as_bytes().to_vec());
     assert_eq!(others, expected.into_iter().chain([NO_TEXT.to_vec()]).collect());
-    assert_eq!(out.len(), 10_006);
+    // At least once, what followed the lost one in its batch was sent twice.
+    let twice = if delivery == Delivery::AtLeastOnce { 1 } else { 0 };
+    assert_eq!(out.len(), 10_006 + twice);
     let odd = out.iter().find(|read| is_of(read, "odd")).unwrap();
     assert_eq!((odd.record.value.as_deref(), odd.record.headers.get("foreign")), (Some(NO_TEXT), Some(NO_TEXT)));
 

@@ -90,6 +90,19 @@ async fn a_module_that_never_closes_is_let_go_and_status_says_so() {
     assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
 }
 
+#[tokio::test(start_paused = true)]
+async fn an_instance_that_is_dropped_gives_its_steps_up() {
+    let log = MemoryLog::new();
+    let bed = Bed::over(Arc::new(log.clone()));
+    topics(&bed, 2).await;
+    bed.apply(&[plan("s")]);
+    until("ownership", || (bed.status("s").partitions.len() == 2).then_some(())).await;
+    let other = bed.beside("two", Vec::new());
+    drop(bed);
+    other.apply(&[plan("s")]);
+    until("the other to own", || (other.status("s").partitions.len() == 2).then_some(())).await;
+}
+
 /// Panics at the first document that is done.
 #[derive(Default)]
 struct Jumpy {

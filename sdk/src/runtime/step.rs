@@ -136,6 +136,8 @@ pub(crate) async fn supervise(around: Arc<Surroundings>, mut wanted: watch::Rece
             }
         };
         match ended {
+            // Nobody can want anything any more: the plan last wanted is not run anew.
+            Ended::Stopped if wanted.has_changed().is_err() => break,
             Ended::Stopped => {}
             Ended::Failed => {
                 board.set_state(StepState::Failed);
