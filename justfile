@@ -20,10 +20,6 @@ deny:
 proto:
     PIPEDOC_REGENERATE=1 cargo test -p pipedoc-proto --test drift
 
-# Kills and freezes the processes of a chain of exactly-once steps, so many times on each log.
-once times="40":
-    PIPEDOC_TEST_KILLS={{times}} cargo test -p pipedoc-tests --test system exactly_once -- --nocapture --test-threads 1
-
 # Chaos for so long (`90s`, `30m`, `2h`), on sqlite and kafka side by side or on one of them, under AT_LEAST_ONCE and
 # EXACTLY_ONCE at once or one of them. Processes are killed, frozen and joined by others, brokers restarted; at the end
 # a table. A seed repeats a run's choices.

@@ -14,9 +14,9 @@ mod system {
     mod cluster_users;
     mod conformance;
     mod consul_bad_input;
+    mod consul_catalog;
     mod consul_store;
     mod doctor;
-    mod exactly_once;
     mod kafka_clients;
     mod kafka_faults;
     mod kafka_log;
@@ -29,6 +29,7 @@ mod system {
     mod load;
     mod other_log;
     mod other_systems;
+    mod paused;
     mod processes;
     mod run;
     mod sqlite_kills;

@@ -103,7 +103,6 @@ async fn as_another_process() {
         "piper" => super::sqlite_kills::pipe(&worker).await,
         "load" => super::sqlite_load::work(&worker).await,
         "sync" => super::sqlite_sync::write(&worker).await,
-        "chain" => super::exactly_once::run(&worker).await,
         "chaos" => super::chaos::work(&worker).await,
         "zombie" => super::zombies::be_frozen(&worker).await,
         other => panic!("no role {other}"),

@@ -2,6 +2,7 @@
 //! slow, one fails at random, one is plain and pipes records. A process runs one step
 //! of each pipeline.
 
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -75,14 +76,14 @@ fn cluster(folder: &Path) -> ClusterName {
 
 fn text(cluster: &ClusterName, promise: Promise) -> String {
     let Promise { text: delivery, pipeline: name, .. } = promise;
-    // Short sessions: a frozen process is given up soon. Few attempts and short waits:
-    // some of what fails at random is given up on.
+    // Short sessions: a frozen process is given up soon. Many attempts: what fails at
+    // random is never given up on.
     format!(
         "pipeline: {name}
 defaults:
   partitions: {PARTITIONS}
   delivery: {delivery}
-  retries: {{attempts: 3, initial: 20ms, max: 200ms}}
+  retries: {{attempts: 12, initial: 10ms, max: 50ms}}
   kafka: {{consumer: {{session.timeout.ms: 6000, heartbeat.interval.ms: 1000}}}}
 steps:
 - {{name: slow, type: PIPELINE, module: trial, concurrency: 16, config: {{delay: 8}}, outputs: [{{to: flaky}}]}}
@@ -160,6 +161,9 @@ pub async fn make_topics(log: &dyn Log, plan: &Plan, chains: &[Chain]) {
     }
 }
 
+/// The name of the file that tells all processes to print how their steps do.
+pub const REPORT: &str = "report";
+
 /// The name of the file that tells a process to leave.
 pub fn leave(slot: usize, life: u64) -> String {
     format!("leave-{slot}-{life}")
@@ -191,8 +195,13 @@ pub async fn work(worker: &Worker) {
     steps.retain(|step| step.id.step.as_str() == STEPS[worker.slot / PLACES]);
     instance.apply(Generation(1), steps);
     let leave = leave(worker.slot, worker.life);
+    let mut has_reported = false;
     while !worker.is_told_to("done") && !worker.is_told_to(&leave) {
         tokio::time::sleep(Duration::from_millis(50)).await;
+        if !has_reported && worker.is_told_to(REPORT) {
+            has_reported = true;
+            eprintln!("{:#?}", instance.status());
+        }
     }
     instance.stop(Duration::from_secs(20)).await;
 }
@@ -227,12 +236,21 @@ struct Manners {
     /// Share of the attempts that fail and may be repeated.
     #[serde(default)]
     retryable: f64,
-    /// Share of the attempts that fail for good.
+    /// Share of the documents that always fail for good.
     #[serde(default)]
     permanent: f64,
-    /// Share of the attempts that panic.
+    /// Share of the documents that always make it panic.
     #[serde(default)]
     panics: f64,
+}
+
+/// A number from 0 to 1, at random and always the same for a document: what is given up
+/// on is given up on again when it is delivered again, so that it never passes behind
+/// those of its key that came after it.
+fn fate(doc: &PipeDoc) -> f64 {
+    let mut hasher = DefaultHasher::new();
+    (&doc.id, &doc.title).hash(&mut hasher);
+    (hasher.finish() >> 11) as f64 / (1_u64 << 53) as f64
 }
 
 /// Passes documents on, slowly or not, and fails at random.
@@ -251,14 +269,14 @@ impl Module for Trial {
         if delay > 0 {
             tokio::time::sleep(Duration::from_millis(rand::random_range(0..=2 * delay))).await;
         }
-        let draw: f64 = rand::random();
-        if draw < panics {
+        let fate = fate(&doc);
+        if fate < panics {
             panic!("made to panic");
         }
-        if draw < panics + permanent {
+        if fate < panics + permanent {
             return Err(Error::permanent("made to fail for good"));
         }
-        if draw < panics + permanent + retryable {
+        if rand::random::<f64>() < retryable {
             return Err(Error::retryable("made to fail"));
         }
         Ok(doc.into())

@@ -105,6 +105,9 @@ pub struct Crew {
     random: StdRng,
     kinds: Vec<Fault>,
     deck: Vec<Fault>,
+    /// Longest wait before a fault, in milliseconds: groups on Kafka take longer to find
+    /// themselves again, and who never works cannot fail at it.
+    longest: u64,
     pub counts: Counts,
 }
 
@@ -112,9 +115,9 @@ impl Crew {
     /// Starts two processes of each step. In a long run kinds of faults come as often
     /// as they are worth it, otherwise each once.
     pub fn start(folder: &Path, url: &str, ground: &Ground<'_>, seed: u64, is_long: bool) -> Self {
-        let special = match ground {
-            Ground::Sqlite => Fault::KillWriting,
-            Ground::Kafka(_) => Fault::Broker,
+        let (special, longest) = match ground {
+            Ground::Sqlite => (Fault::KillWriting, 3000),
+            Ground::Kafka(_) => (Fault::Broker, 8000),
         };
         let mut kinds = vec![special, Fault::Kill, Fault::Freeze, Fault::Visit];
         if is_long {
@@ -129,6 +132,7 @@ impl Crew {
             random: StdRng::seed_from_u64(seed),
             kinds,
             deck: Vec::new(),
+            longest,
             counts: Counts::default(),
         };
         for at in 0..crew.members.len() {
@@ -151,7 +155,7 @@ impl Crew {
             pick: self.random.random_range(0..1000),
             share: self.random.random(),
             gently: self.random.random(),
-            pause: Duration::from_millis(self.random.random_range(300..3000)),
+            pause: Duration::from_millis(self.random.random_range(300..self.longest)),
         }
     }
 

@@ -30,8 +30,11 @@ use self::reader::{Reader, put_stones};
 use super::kafka_faults::alone;
 use super::worker;
 
-/// How long nothing may come out at the end before what is missing counts as lost.
-const SILENCE: Duration = Duration::from_secs(120);
+/// How long nothing may come out at the end before the processes are asked how they do.
+const SILENCE: Duration = Duration::from_secs(60);
+/// How long before what is missing counts as lost: longer than any time limit in the
+/// clients and the broker, whose rebalances and sends end after five minutes.
+const LOST_AFTER: Duration = Duration::from_secs(330);
 /// How long anything else may take that ought to be quick.
 const PATIENCE: Duration = Duration::from_secs(180);
 
@@ -118,7 +121,7 @@ async fn storm(folder: &Path, url: &str, mut ground: Ground<'_>, order: Order) -
         ended.push((chain, generator.stop().await, reader));
     }
     for (chain, generated, reader) in &ended {
-        settle(&*log, chain, generated, reader).await;
+        settle(&*log, folder, chain, generated, reader).await;
     }
     std::fs::write(folder.join("done"), "").unwrap();
     tokio::task::block_in_place(|| crew.wait(PATIENCE));
@@ -136,18 +139,26 @@ async fn storm(folder: &Path, url: &str, mut ground: Ground<'_>, order: Order) -
 }
 
 /// Waits until everything has come out and is committed, or until nothing comes any more.
-async fn settle(log: &dyn Log, chain: &Chain, generated: &Generated, reader: &Reader) {
-    let (mut missing, mut since) = (usize::MAX, Instant::now());
-    while missing > 0 && since.elapsed() < SILENCE {
+async fn settle(log: &dyn Log, folder: &Path, chain: &Chain, generated: &Generated, reader: &Reader) {
+    let (mut missing, mut since, mut longest) = (usize::MAX, Instant::now(), Duration::ZERO);
+    while missing > 0 && since.elapsed() < LOST_AFTER {
         tokio::time::sleep(Duration::from_millis(500)).await;
         let there: HashSet<Mark> = reader.look(|piles| piles.values().flatten().map(|found| found.mark).collect());
         let left = generated.acknowledged.difference(&there).count();
+        longest = longest.max(since.elapsed());
         if left < missing {
             (missing, since) = (left, Instant::now());
         }
+        if since.elapsed() > SILENCE {
+            std::fs::write(folder.join(chain::REPORT), "").unwrap();
+        }
+    }
+    let text = chain.promise.text;
+    if longest > SILENCE {
+        eprintln!("{text}: nothing came out for {longest:.0?} at the end; the processes' logs say how they did");
     }
     if missing > 0 {
-        eprintln!("{missing} records do not come; {:?} behind", chain.behind(log).await);
+        eprintln!("{text}: {missing} records do not come; {:?} behind", chain.behind(log).await);
         return;
     }
     eventually("all is committed", PATIENCE, async || chain.behind(log).await.filter(|behind| *behind <= 0)).await;
@@ -157,7 +168,7 @@ async fn settle(log: &dyn Log, chain: &Chain, generated: &Generated, reader: &Re
 async fn judge(log: &Arc<dyn Log>, chain: &Chain, generated: &Generated) -> Account {
     let outlets = chain.outlets();
     put_stones(&**log, &outlets).await;
-    let mut piles = Reader::start(log, &outlets).to_the_end(PATIENCE).await;
+    let mut piles = Reader::start(log, &outlets).finish(PATIENCE).await;
     let at = piles.iter().position(|pile| pile.name == chain.end.as_str()).unwrap();
     let end = piles.swap_remove(at);
     Account::of(generated, &end, &piles)

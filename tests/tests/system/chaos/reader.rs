@@ -62,7 +62,7 @@ impl Reader {
     }
 
     /// What lies in each topic, once all of them were read to their stones.
-    pub async fn to_the_end(self, limit: Duration) -> Vec<Pile> {
+    pub async fn finish(self, limit: Duration) -> Vec<Pile> {
         eventually("all is read", limit, async || {
             let read = self.read.lock();
             (read.stones >= read.positions.len()).then_some(())
