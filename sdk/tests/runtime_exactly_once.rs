@@ -137,7 +137,8 @@ async fn a_fenced_producer_begins_anew_and_repeats_nothing() {
     }
     bed.drained("s").await;
     assert_each_once_in_order(&bed.read("out").await, 300);
-    let told = |event: &Event| matches!(event, Event::ConnectionsRenewed { error } if error.contains("transactional id"));
+    let told =
+        |event: &Event| matches!(event, Event::ConnectionsRenewed { error } if error.contains("transactional id"));
     assert!(bed.events.count(told) > 0, "nobody was fenced");
 }
 
