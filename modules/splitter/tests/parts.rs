@@ -191,12 +191,8 @@ fn rules_number_their_parts_together_and_name_their_outputs() {
     });
     let order = PipeDoc { blobs: vec![blob("x", "", "y")], ..data(r#"{"lines": [1, 2], "notes": null}"#) };
     let output = split(&order, &config(rules.clone())).unwrap();
-    let expected = [
-        "a to Some(\"orders\")",
-        "a#0 to Some(\"lines\")",
-        "a#1 to Some(\"lines\")",
-        "a#2 to Some(\"files\")",
-    ];
+    let expected =
+        ["a to Some(\"orders\")", "a#0 to Some(\"lines\")", "a#1 to Some(\"lines\")", "a#2 to Some(\"files\")"];
     assert_eq!(targets(&output), expected);
     assert!(documents(output).iter().skip(1).all(|part| part.parts == 3));
     let none = split(&doc(), &config(rules)).unwrap();
