@@ -30,10 +30,12 @@ fn an_engine_is_in_the_catalog_with_its_health_until_it_stops() {
     let arguments = ["engine", "--consul", &address, "--cluster", "catalog", "--listen", &listen];
     let mut engine = pipedoc::start("engine", folder.path(), arguments);
     let health = |status: &str| {
-        let checks = ask(consul, "/v1/health/checks/pipedoc-engine-catalog");
-        // What the agent says of the engine, not what the engine said of itself when it registered.
-        let found = checks.as_array()?.iter().find(|check| !check["Output"].as_str().unwrap_or_default().is_empty())?;
-        (found["Status"] == status).then_some(())
+        // The catalog hears of a check's words only after minutes.
+        let checks = ask(consul, "/v1/agent/checks");
+        let found = checks.as_object()?.values().find(|check| check["ServiceName"] == "pipedoc-engine-catalog")?;
+        // What the agent found, not what the engine said of itself when it registered.
+        let has_asked = found["Output"].as_str().is_some_and(|output| !output.is_empty());
+        (has_asked && found["Status"] == status).then_some(())
     };
     wait_for("the agent has found it well", LONG, || health("passing"));
     let services = ask(consul, "/v1/catalog/service/pipedoc-engine-catalog");
