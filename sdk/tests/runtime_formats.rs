@@ -1,7 +1,7 @@
 //! What the runtime promises about topics of other systems: JSON texts and plain
 //! bytes come in as documents and go out as they were.
 
-#![allow(clippy::unwrap_used, reason = "what helps a test fails with it")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "what helps a test fails with it")]
 
 mod bed;
 

@@ -284,7 +284,7 @@ async fn an_order_that_shrinks_or_is_deleted_leaves_nothing_behind_on_kafka() {
     nothing_is_left_behind(Some(&format!("kafka:{}", kafka.bootstrap())), "EXACTLY_ONCE", true).await;
 }
 
-/// The examples, as a stranger runs them.
+/// The example of mails, as a stranger runs it.
 #[test]
 fn a_mail_that_loses_an_attachment_or_is_gone_leaves_nothing_behind() {
     let folder = tempfile::tempdir().unwrap();
