@@ -21,6 +21,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// Numbers of requests in Kafka's protocol.
 const FETCH: u16 = 1;
 const OFFSET_COMMIT: u16 = 8;
+const OFFSET_FETCH: u16 = 9;
 
 /// A topic with one partition, and a log whose clients go through the proxy and are
 /// given up after two seconds.
@@ -106,6 +107,23 @@ async fn a_consumer_whose_requests_for_records_vanish_is_replaced() {
     drop(first);
     let batch = records(&desk.member().await).await;
     assert_eq!(batch.records[0].value.as_deref(), Some("second".as_bytes()), "from the committed place");
+}
+
+/// It holds up its whole group otherwise, which waits for it with each rebalance.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_that_does_not_learn_where_to_begin_is_replaced() {
+    const TEST: &str = "a_member_that_does_not_learn_where_to_begin_is_replaced";
+    let Some(kafka) = alone(TEST).await else { return };
+    let desk = Desk::new(&kafka, "nowhere").await;
+    desk.send("first").await;
+    kafka.proxy().set(Weather::Without(OFFSET_FETCH));
+    let first = desk.member().await;
+    let told = given_up(&first).await;
+    assert!(told.contains("could not learn where to begin for"), "{told}");
+    kafka.proxy().set(Weather::Fair);
+    drop(first);
+    let batch = records(&desk.member().await).await;
+    assert_eq!(batch.records[0].value.as_deref(), Some("first".as_bytes()));
 }
 
 #[tokio::test(flavor = "multi_thread")]

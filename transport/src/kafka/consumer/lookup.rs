@@ -108,7 +108,7 @@ pub(super) async fn run(topics: Arc<Topics>, wanted: Wanted, shared: Arc<Shared>
                 continue;
             }
         };
-        if let Some(failing) = shared.vigil.failing().filter(|_| shared.was_assigned())
+        if let Some(failing) = shared.vigil.failing().filter(|_| shared.was_given_partitions())
             && failing.lasts_since(answers_since) > patience
         {
             let error = Error::Stalled { who: shared.who(), what: failing.what, since: failing.since.elapsed() };

@@ -110,6 +110,9 @@ pub(in super::super) struct Shared {
     paused: Mutex<HashSet<TopicPartition>>,
     on_the_way: AtomicUsize,
     closed: AtomicBool,
+    /// Partitions were given to the client.
+    given: AtomicBool,
+    /// The caller has heard of partitions.
     assigned: AtomicBool,
     /// How many calls of `next` are waiting, and when the last one ended.
     callers: AtomicUsize,
@@ -147,6 +150,7 @@ impl Shared {
             paused: Mutex::default(),
             on_the_way: AtomicUsize::new(0),
             closed: AtomicBool::new(false),
+            given: AtomicBool::new(false),
             assigned: AtomicBool::new(false),
             callers: AtomicUsize::new(0),
             last_call: Mutex::new(Instant::now()),
@@ -286,6 +290,17 @@ impl Shared {
         } else {
             Err(Error::Fenced { who: self.who() })
         }
+    }
+
+    /// Partitions were given to the client, which has asked where to begin in them.
+    pub(super) fn asked_where_to_begin(&self, well: bool) {
+        self.given.store(true, Ordering::Release);
+        self.vigil.asked_where_to_begin(well);
+    }
+
+    /// Whether the group has given partitions to the client, though it may not have begun.
+    pub(super) fn was_given_partitions(&self) -> bool {
+        self.given.load(Ordering::Acquire)
     }
 
     pub(super) fn was_assigned(&self) -> bool {

@@ -1,5 +1,5 @@
-//! Whether a consumer's client is of any use: it has a connection, asks for
-//! records, can commit. librdkafka tries again for ever and mostly gets there; a
+//! Whether a consumer's client is of any use: it has a connection, learns where to
+//! begin, asks for records, can commit. librdkafka tries again for ever and mostly gets there; a
 //! client that does not is noticed here, and given up by whoever asks.
 //!
 //! Sees what the client tells of itself and how commits end. Knows nothing of
@@ -25,6 +25,7 @@ struct Marks {
     cut_off: Option<Instant>,
     idle: Option<Instant>,
     commits: Option<Instant>,
+    places: Option<Instant>,
     /// Requests for records that the client had sent at the last look.
     fetches: Option<i64>,
 }
@@ -69,6 +70,12 @@ impl Vigil {
         mark(&mut self.marks.lock().commits, !well, Duration::ZERO);
     }
 
+    /// The client was given partitions and has asked where to begin in them. While it does
+    /// not know, its group waits for it with the next rebalance.
+    pub(super) fn asked_where_to_begin(&self, well: bool) {
+        mark(&mut self.marks.lock().places, !well, Duration::ZERO);
+    }
+
     /// What the client has failed at for longest.
     pub(super) fn failing(&self) -> Option<Failing> {
         let marks = self.marks.lock();
@@ -76,6 +83,7 @@ impl Vigil {
             ("has had no connection", marks.cut_off),
             ("has asked for no records", marks.idle),
             ("could not commit", marks.commits),
+            ("could not learn where to begin", marks.places),
         ];
         let failing = all.into_iter().filter_map(|(what, since)| Some(Failing { what, since: since? }));
         failing.min_by_key(|failing| failing.since)
@@ -152,6 +160,9 @@ mod tests {
         vigil.committed(false);
         assert_eq!(vigil.failing().map(|failing| failing.what), Some("could not commit"));
         vigil.committed(true);
+        vigil.asked_where_to_begin(false);
+        assert_eq!(vigil.failing().map(|failing| failing.what), Some("could not learn where to begin"));
+        vigil.asked_where_to_begin(true);
         assert_eq!(vigil.failing(), None);
     }
 

@@ -85,6 +85,7 @@ impl Poller {
             }
         };
         let places = places.and_then(|places| start::list(&places).map(|list| (places, list)));
+        self.shared.asked_where_to_begin(places.is_ok());
         match places {
             Ok((places, list)) => self.begin(places, &list),
             Err(error) => {
