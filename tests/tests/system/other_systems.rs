@@ -110,8 +110,11 @@ impl Line {
     }
 }
 
-/// Key, value and foreign headers, in order of keys and values.
-fn seen(records: &[Record]) -> Vec<(Option<Bytes>, Option<Bytes>, Vec<Option<Bytes>>)> {
+/// Key, value, and values of the foreign headers.
+type Seen = (Option<Bytes>, Option<Bytes>, Vec<Option<Bytes>>);
+
+/// What other systems see of records, in order of keys and values.
+fn seen(records: &[Record]) -> Vec<Seen> {
     let mut seen: Vec<_> = records
         .iter()
         .map(|record| {
