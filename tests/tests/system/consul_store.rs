@@ -85,7 +85,10 @@ async fn an_agent_that_is_away_is_named_with_the_time_and_found_again() {
     let Some(mut consul) = consul::own("an_agent_that_is_away_is_named", Consul::start) else { return };
     let store = store(&consul, "away");
     let head = Key::new(HEAD);
+    let mut changes = store.changes();
     store.put(&head, "1", Expected::Absent, None).await.unwrap();
+    // Who watches must have heard of it, or there is no loss to hear of.
+    while tokio::time::timeout(Duration::from_secs(2), changes.changed()).await.is_ok() {}
     consul.kill();
     let said = eventually("the time is told", LONG, || async {
         let error = store.get(&head).await.unwrap_err();
@@ -94,7 +97,6 @@ async fn an_agent_that_is_away_is_named_with_the_time_and_found_again() {
     })
     .await;
     assert!(said.contains(&consul.address()), "{said}");
-    let mut changes = store.changes();
     changes.mark_unchanged();
     consul.restart();
     // Its data are lost, and whoever watches hears that something changed.
