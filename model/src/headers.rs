@@ -50,22 +50,25 @@ pub const CLAIM: &str = "pipedoc_claim";
 /// On dead letters that are not PipeDocs: `JSON` or `RAW`.
 pub const FORMAT: &str = "pipedoc_format";
 
-/// The constant for a name that is ours and that records carry on every hop.
-fn ours(name: &[u8]) -> Option<&'static str> {
-    const EVERY_HOP: [&str; 11] = [
-        SOURCE_TOPIC,
-        SOURCE_PARTITION,
-        SOURCE_OFFSET,
-        SOURCE_CONSUMER_GROUP,
-        TRACEPARENT,
-        TRACESTATE,
-        STREAM_ID,
-        HOP,
-        EVENT_TIME,
-        DOCUMENT_ID,
-        VERSION,
-    ];
-    EVERY_HOP.into_iter().find(|ours| ours.as_bytes() == name)
+/// Names that are ours and that records carry on every hop: known by their place
+/// here, they need no memory.
+const OURS: [&str; 11] = [
+    SOURCE_TOPIC,
+    SOURCE_PARTITION,
+    SOURCE_OFFSET,
+    SOURCE_CONSUMER_GROUP,
+    TRACEPARENT,
+    TRACESTATE,
+    STREAM_ID,
+    HOP,
+    EVENT_TIME,
+    DOCUMENT_ID,
+    VERSION,
+];
+
+fn ours(name: &[u8]) -> Option<Name> {
+    let at = OURS.iter().position(|ours| ours.as_bytes() == name)?;
+    u8::try_from(at).ok().map(Name::Ours)
 }
 
 /// One header, lent by the record's [`Headers`].
@@ -97,11 +100,14 @@ impl<'a> Header<'a> {
 
 /// Headers of one record, in order.
 ///
-/// Those that were read lie in one piece of memory, which is shared as a whole:
-/// a copy costs one count of its owners, not one for each header.
+/// Those that were read lie in one piece of memory, which is shared as a whole;
+/// those that were set lie in another. A copy costs one count of owners and two
+/// allocations, however many there are. Together they hold 4 GiB at most, thousands
+/// of times what a record may: a value beyond is left out.
 #[derive(Clone, Default)]
 pub struct Headers {
     memory: Bytes,
+    own: Vec<u8>,
     entries: Vec<Entry>,
     /// Of all names and values.
     bytes: usize,
@@ -123,14 +129,13 @@ impl Reading {
 
     /// Adds a header: what is not known by heart is copied to the end of the memory.
     pub fn push(&mut self, name: &str, value: Option<&[u8]>, memory: &mut BytesMut) {
-        let name = match ours(name.as_bytes()) {
-            Some(ours) => Name::Ours(ours),
-            None => copied(name.as_bytes(), memory).map_or_else(|| Name::Own(name.into()), Name::Within),
+        let mut copied = |bytes: &[u8]| {
+            let start = memory.len();
+            memory.extend_from_slice(bytes);
+            Place::within(&(start..memory.len()))
         };
-        let value = value.map_or(Content::None, |value| {
-            copied(value, memory).map_or_else(|| Content::Own(value.into()), Content::Within)
-        });
-        let entry = Entry { name, value };
+        let name = ours(name.as_bytes()).unwrap_or_else(|| Name::At(copied(name.as_bytes()).unwrap_or_default()));
+        let entry = Entry { name, value: value.and_then(copied) };
         self.bytes += entry.bytes();
         self.entries.push(entry);
     }
@@ -138,56 +143,63 @@ impl Reading {
     /// The headers, where `memory` is what it was that they were copied to.
     #[must_use]
     pub fn within(self, memory: Bytes) -> Headers {
-        Headers { memory, entries: self.entries, bytes: self.bytes }
+        Headers { memory, own: Vec::new(), entries: self.entries, bytes: self.bytes }
     }
 }
 
-/// Copies to the end of the memory; `None`, and nothing is copied, when that is out
-/// of a place's reach.
-fn copied(bytes: &[u8], memory: &mut BytesMut) -> Option<Place> {
-    let start = memory.len();
-    let place = Place::new(&(start..start + bytes.len()))?;
-    memory.extend_from_slice(bytes);
-    Some(place)
-}
-
-#[derive(Clone)]
+#[derive(Clone, Copy)]
 struct Entry {
     name: Name,
-    value: Content,
+    value: Option<Place>,
 }
 
-#[derive(Clone)]
-enum Name {
-    Ours(&'static str),
-    /// UTF-8, which was checked when it was made.
-    Within(Place),
-    Own(Box<str>),
-}
-
-#[derive(Clone)]
-enum Content {
-    None,
-    Within(Place),
-    Own(Value),
-}
-
-/// A place in the memory.
 #[derive(Clone, Copy)]
-struct Place {
-    start: u32,
-    length: u32,
+enum Name {
+    /// A place in [`OURS`].
+    Ours(u8),
+    /// UTF-8, which was checked when it was made.
+    At(Place),
+}
+
+/// Where bytes lie.
+#[derive(Clone, Copy)]
+enum Place {
+    /// In the memory that was read.
+    Within { start: u32, length: u32 },
+    /// In that of what was set.
+    Own { start: u32, length: u32 },
+}
+
+impl Default for Place {
+    fn default() -> Self {
+        Self::Own { start: 0, length: 0 }
+    }
 }
 
 impl Place {
-    fn new(range: &Range<usize>) -> Option<Self> {
-        let start = u32::try_from(range.start).ok()?;
-        Some(Self { start, length: u32::try_from(range.len()).ok()? })
+    fn within(range: &Range<usize>) -> Option<Self> {
+        Some(Self::Within { start: u32::try_from(range.start).ok()?, length: u32::try_from(range.len()).ok()? })
     }
 
-    fn within(self, memory: &[u8]) -> &[u8] {
-        let start = self.start as usize;
-        memory.get(start..start + self.length as usize).unwrap_or_default()
+    fn own(range: &Range<usize>) -> Option<Self> {
+        Some(Self::Own { start: u32::try_from(range.start).ok()?, length: u32::try_from(range.len()).ok()? })
+    }
+
+    fn length(self) -> usize {
+        match self {
+            Self::Within { length, .. } | Self::Own { length, .. } => length as usize,
+        }
+    }
+}
+
+impl Entry {
+    /// Bytes of its name and value.
+    fn bytes(self) -> usize {
+        let name = match self.name {
+            Name::Ours(at) => OURS.get(usize::from(at)).map_or(0, |name| name.len()),
+            Name::At(place) => place.length(),
+        };
+        name + self.value.map_or(0, Place::length)
     }
 }
 
@@ -207,23 +219,28 @@ impl Headers {
     /// No headers, with room for `n` that lie in this memory.
     #[must_use]
     pub fn within(memory: Bytes, n: usize) -> Self {
-        Self { memory, entries: Vec::with_capacity(n), bytes: 0 }
+        Self { memory, own: Vec::new(), entries: Vec::with_capacity(n), bytes: 0 }
     }
 
-    /// A copy, with room for `more` that are to be added.
+    /// A copy of those that `keep` is true of, with room for `more` that are to be added.
     #[must_use]
-    pub fn copy_with_room(&self, more: usize) -> Self {
-        let mut entries = Vec::with_capacity(self.entries.len() + more);
-        entries.extend_from_slice(&self.entries);
-        Self { memory: self.memory.clone(), entries, bytes: self.bytes }
+    pub fn copy_of(&self, more: usize, mut keep: impl FnMut(Header<'_>) -> bool) -> Self {
+        /// What ours take, about.
+        const VALUE: usize = 24;
+        let mut own = Vec::with_capacity(self.own.len() + more * VALUE);
+        own.extend_from_slice(&self.own);
+        let mut copy =
+            Self { memory: self.memory.clone(), own, entries: Vec::with_capacity(self.entries.len() + more), bytes: 0 };
+        self.entries.iter().filter(|entry| keep(self.lend(entry))).for_each(|entry| copy.push(*entry));
+        copy
     }
 
     /// The last value of a name, as Kafka's `lastHeader`; `None` when the name
     /// is missing or its last header has no value.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<&[u8]> {
-        let entry = self.entries.iter().rev().find(|entry| self.name(entry) == name)?;
-        self.value(entry)
+        let found = self.entries.iter().rev().map(|entry| self.lend(entry)).find(|header| header.name == name)?;
+        found.value
     }
 
     /// The last value of a name as UTF-8 text; one that cannot be read counts as missing.
@@ -253,14 +270,16 @@ impl Headers {
 
     /// Adds a header at the end, beside earlier ones of that name.
     pub fn append(&mut self, name: &str, value: Option<Bytes>) {
-        let name = ours(name.as_bytes()).map_or_else(|| Name::Own(name.into()), Name::Ours);
-        let value = value.map_or(Content::None, |value| Content::Own(value.into()));
+        let name = self.named(name);
+        let value = value.and_then(|value| self.keep(&value));
         self.push(Entry { name, value });
     }
 
-    /// As [`append`](Self::append) for one of our names, which is not copied.
+    /// As [`append`](Self::append) for one of our names.
     pub fn append_ours(&mut self, name: &'static str, value: impl Into<Value>) {
-        self.push(Entry { name: Name::Ours(name), value: Content::Own(value.into()) });
+        let name = self.named(name);
+        let value = self.keep(value.into().as_bytes());
+        self.push(Entry { name, value });
     }
 
     /// As [`append`](Self::append) for one that lies in the memory these headers were
@@ -269,18 +288,31 @@ impl Headers {
     pub fn append_within(&mut self, name: &Range<usize>, value: Option<&Range<usize>>) {
         let bytes = self.memory.get(name.clone()).unwrap_or_default();
         // Most headers that are read are ours: their names need no place.
-        let name = ours(bytes).map(Name::Ours).unwrap_or_else(|| {
-            match (std::str::from_utf8(bytes), Place::new(name)) {
-                (Ok(_), Some(place)) => Name::Within(place),
-                _ => Name::Own(String::from_utf8_lossy(bytes).into()),
-            }
+        let known = ours(bytes).or_else(|| {
+            std::str::from_utf8(bytes).ok()?;
+            Place::within(name).map(Name::At)
         });
-        let value = match value.map(|range| (Place::new(range), range)) {
-            None => Content::None,
-            Some((Some(place), _)) => Content::Within(place),
-            Some((None, range)) => Content::Own(self.memory.slice(range.clone()).into()),
+        let name = match known {
+            Some(name) => name,
+            None => {
+                let name = String::from_utf8_lossy(bytes).into_owned();
+                self.named(&name)
+            }
         };
+        let value = value.and_then(Place::within);
         self.push(Entry { name, value });
+    }
+
+    fn named(&mut self, name: &str) -> Name {
+        ours(name.as_bytes()).unwrap_or_else(|| Name::At(self.keep(name.as_bytes()).unwrap_or_default()))
+    }
+
+    /// Copies bytes to where our own lie; `None` when there is no room.
+    fn keep(&mut self, bytes: &[u8]) -> Option<Place> {
+        let start = self.own.len();
+        let place = Place::own(&(start..start + bytes.len()))?;
+        self.own.extend_from_slice(bytes);
+        Some(place)
     }
 
     fn push(&mut self, entry: Entry) {
@@ -295,19 +327,20 @@ impl Headers {
 
     /// Keeps only those that `keep` is true of.
     pub fn retain(&mut self, mut keep: impl FnMut(Header<'_>) -> bool) {
-        let (memory, bytes) = (&self.memory, &mut self.bytes);
-        self.entries.retain(|entry| {
-            let kept = keep(entry.lend(memory));
+        let mut entries = std::mem::take(&mut self.entries);
+        entries.retain(|entry| {
+            let kept = keep(self.lend(entry));
             if !kept {
-                *bytes -= entry.bytes();
+                self.bytes -= entry.bytes();
             }
             kept
         });
+        self.entries = entries;
     }
 
     /// All headers, in order.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = Header<'_>> {
-        self.entries.iter().map(|entry| entry.lend(&self.memory))
+        self.entries.iter().map(|entry| self.lend(entry))
     }
 
     /// How many there are.
@@ -328,53 +361,20 @@ impl Headers {
         self.entries.is_empty()
     }
 
-    fn name<'a>(&'a self, entry: &'a Entry) -> &'a str {
-        entry.name.lend(&self.memory)
-    }
-
-    fn value<'a>(&'a self, entry: &'a Entry) -> Option<&'a [u8]> {
-        entry.value.lend(&self.memory)
-    }
-}
-
-impl Entry {
-    fn lend<'a>(&'a self, memory: &'a [u8]) -> Header<'a> {
-        Header { name: self.name.lend(memory), value: self.value.lend(memory) }
-    }
-
-    /// Bytes of its name and value.
-    fn bytes(&self) -> usize {
-        let name = match &self.name {
-            Name::Ours(name) => name.len(),
-            Name::Within(place) => place.length as usize,
-            Name::Own(name) => name.len(),
+    fn lend(&self, entry: &Entry) -> Header<'_> {
+        let name = match entry.name {
+            Name::Ours(at) => OURS.get(usize::from(at)).copied().unwrap_or_default(),
+            Name::At(place) => std::str::from_utf8(self.at(place)).unwrap_or_default(),
         };
-        let value = match &self.value {
-            Content::None => 0,
-            Content::Within(place) => place.length as usize,
-            Content::Own(value) => value.as_bytes().len(),
+        Header { name, value: entry.value.map(|place| self.at(place)) }
+    }
+
+    fn at(&self, place: Place) -> &[u8] {
+        let (memory, start) = match place {
+            Place::Within { start, .. } => (self.memory.as_ref(), start as usize),
+            Place::Own { start, .. } => (self.own.as_slice(), start as usize),
         };
-        name + value
-    }
-}
-
-impl Name {
-    fn lend<'a>(&'a self, memory: &'a [u8]) -> &'a str {
-        match self {
-            Self::Ours(name) => name,
-            Self::Within(place) => std::str::from_utf8(place.within(memory)).unwrap_or_default(),
-            Self::Own(name) => name,
-        }
-    }
-}
-
-impl Content {
-    fn lend<'a>(&'a self, memory: &'a [u8]) -> Option<&'a [u8]> {
-        match self {
-            Self::None => None,
-            Self::Within(place) => Some(place.within(memory)),
-            Self::Own(value) => Some(value.as_bytes()),
-        }
+        memory.get(start..start + place.length()).unwrap_or_default()
     }
 }
 

@@ -27,6 +27,7 @@ pub fn producer(bootstrap: &str) -> ClientConfig {
     config
         .set("queue.buffering.max.kbytes", "65536")
         .set("queue.buffering.max.messages", "100000")
+        .set("queue.buffering.max.ms", "20")
         .set("batch.size", "1000000")
         .set("message.max.bytes", "1000000000")
         .set("partitioner", "murmur2_random")
@@ -43,8 +44,8 @@ pub fn consumer(bootstrap: &str, group: &str) -> ClientConfig {
         .set("session.timeout.ms", "15000")
         .set("heartbeat.interval.ms", "1000")
         .set("partition.assignment.strategy", "cooperative-sticky")
-        .set("queued.max.messages.kbytes", "16384")
-        .set("queued.min.messages", "10000")
+        .set("queued.max.messages.kbytes", "65536")
+        .set("queued.min.messages", "100000")
         .set("fetch.queue.backoff.ms", "20")
         .set("fetch.error.backoff.ms", "200")
         .set("statistics.interval.ms", "5000")

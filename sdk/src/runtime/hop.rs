@@ -61,9 +61,8 @@ impl Source {
 /// Headers of what a step sends on for a record: foreign ones as they are and in
 /// order, then ours.
 pub(crate) fn next(record: &Record, source: &Source) -> Headers {
-    let mut next = record.headers.copy_with_room(OURS);
     let (mut hop, mut stream, mut event_time) = (0, false, false);
-    next.retain(|header| {
+    let mut next = record.headers.copy_of(OURS, |header| {
         match header.name() {
             headers::SOURCE_TOPIC
             | headers::SOURCE_PARTITION

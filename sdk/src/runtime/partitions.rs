@@ -21,7 +21,7 @@ use crate::progress;
 /// which fills the window.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Bounds {
-    /// Records, over all partitions. Default 10,000. At most ten times as many
+    /// Records, over all partitions. Default 40,000. At most ten times as many
     /// are remembered that were done behind one that is not.
     pub records: usize,
     /// Bytes of these records. Default 64 MiB.
@@ -30,7 +30,7 @@ pub struct Bounds {
 
 impl Default for Bounds {
     fn default() -> Self {
-        Self { records: 10_000, bytes: 64 << 20 }
+        Self { records: 40_000, bytes: 64 << 20 }
     }
 }
 

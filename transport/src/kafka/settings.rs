@@ -135,6 +135,10 @@ pub(super) fn producer(cluster: &Cluster, client_id: &str, settings: &Settings, 
     let mut config = common(cluster, client_id, &Settings::new());
     // How much may wait for the broker before `send` waits for room.
     config.set("queue.buffering.max.kbytes", "65536").set("queue.buffering.max.messages", "100000");
+    // An idempotent client has one request of a partition on its way, and its thread
+    // spins while records have waited for longer than this: so it is more than a
+    // request takes under load. (librdkafka 2.12, `rd_kafka_toppar_producer_serve`.)
+    config.set("queue.buffering.max.ms", kafka::LINGER_MS.to_string());
     config.set("statistics.interval.ms", "15000");
     take_over(&mut config, settings);
     config.set("batch.size", batch_bytes.to_string());
@@ -180,8 +184,8 @@ pub(super) fn longest_fetch(config: &ConsumerConfig) -> Duration {
 /// is never joined. The settings of `config` are whole.
 pub(super) fn consumer(cluster: &Cluster, config: &ConsumerConfig, group: &str, member: bool) -> ClientConfig {
     let mut asked = common(cluster, &config.client_id, &Settings::new());
-    // What is prefetched is bounded per consumer, not only per partition.
-    asked.set("queued.max.messages.kbytes", "16384").set("queued.min.messages", "10000");
+    // What is prefetched is bounded by bytes for the whole consumer.
+    asked.set("queued.max.messages.kbytes", "65536").set("queued.min.messages", "100000");
     // Fetching goes on soon after the queue had been full (default: 1 s).
     asked.set("fetch.queue.backoff.ms", "20").set("fetch.error.backoff.ms", "200");
     // Ends of partitions come with the statistics.
