@@ -1,20 +1,37 @@
-//! What Kafka's clients tell of themselves arrives at a collector as metrics.
+//! What Kafka's clients tell of themselves, and how steps do, arrives at a collector as
+//! metrics.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use opentelemetry_proto::tonic::collector::metrics::v1::metrics_service_server::{
     MetricsService, MetricsServiceServer,
 };
 use opentelemetry_proto::tonic::collector::metrics::v1::{ExportMetricsServiceRequest, ExportMetricsServiceResponse};
-use pipedoc_tests::bed::{kafka, pipedoc};
+use pipedoc_tests::bed::process::Process;
+use pipedoc_tests::bed::{eventually, kafka, pipedoc};
 use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Request, Response, Status};
 
+use super::kafka_place::Place;
+
 /// A collector that keeps the names of what it is sent.
 #[derive(Clone, Default)]
 struct Collector(Arc<Mutex<BTreeSet<String>>>);
+
+impl Collector {
+    /// One that serves, and its address.
+    async fn start() -> (Self, String) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let endpoint = format!("http://{}", listener.local_addr().unwrap());
+        let collector = Self::default();
+        let server = tonic::transport::Server::builder().add_service(MetricsServiceServer::new(collector.clone()));
+        tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
+        (collector, endpoint)
+    }
+}
 
 #[tonic::async_trait]
 impl MetricsService for Collector {
@@ -33,12 +50,7 @@ impl MetricsService for Collector {
 async fn what_kafkas_clients_tell_of_themselves_arrives_as_metrics() {
     const TEST: &str = "what_kafkas_clients_tell_of_themselves_arrives_as_metrics";
     let Some(kafka) = kafka::shared(TEST) else { return };
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let endpoint = format!("http://{}", listener.local_addr().unwrap());
-    let collector = Collector::default();
-    let server = tonic::transport::Server::builder().add_service(MetricsServiceServer::new(collector.clone()));
-    tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
-
+    let (collector, endpoint) = Collector::start().await;
     let folder = tempfile::tempdir().unwrap();
     std::fs::create_dir(folder.path().join("in")).unwrap();
     std::fs::write(folder.path().join("in/a.txt"), "a letter").unwrap();
@@ -67,4 +79,25 @@ async fn what_kafkas_clients_tell_of_themselves_arrives_as_metrics() {
     ] {
         assert!(received.contains(name), "{name} is not among {received:?}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn how_steps_do_and_what_happens_in_them_arrives_as_metrics() {
+    let (collector, endpoint) = Collector::start().await;
+    let place = Place::on_folder(None);
+    let pipeline =
+        "pipeline: shelf\nsteps:\n- {name: echo, type: PIPELINE, module: echo, output_kafka_topics: [CLUSTER-out]}\n";
+    place.write("pipelines/shelf.yaml", pipeline);
+    let _engine = place.engine();
+    let address = place.address(0);
+    let mut module = pipedoc::command(["module", "echo", "--engines", &address, "--cluster", place.cluster()]);
+    module.current_dir(place.path());
+    module.env("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint).env("OTEL_METRIC_EXPORT_INTERVAL", "100");
+    let _module = Process::start("echo", &mut module, &place.path().join("echo.log"), None);
+    let names = ["done", "failed", "lag", "open", "paused", "events"].map(|name| format!("pipedoc.step.{name}"));
+    eventually("all of them", Duration::from_secs(90), async || {
+        let received = collector.0.lock().unwrap().clone();
+        names.iter().all(|name| received.contains(name)).then_some(())
+    })
+    .await;
 }
