@@ -53,7 +53,7 @@ impl<T: Send + 'static> Outbox<T> {
 
     /// Puts records last in the row. No records are settled at once, in their turn.
     pub(crate) fn push(&mut self, ticket: T, records: Vec<OutgoingRecord>) {
-        self.bytes += bytes_of(&records);
+        self.bytes += OutgoingRecord::bytes_of(&records);
         self.waiting.push_back((ticket, records));
     }
 
@@ -68,7 +68,7 @@ impl<T: Send + 'static> Outbox<T> {
         self.waiting.retain(|(ticket, records)| {
             let keeps = keep(ticket);
             if !keeps {
-                *bytes -= bytes_of(records);
+                *bytes -= OutgoingRecord::bytes_of(records);
             }
             keeps
         });
@@ -118,7 +118,7 @@ impl<T: Send + 'static> Outbox<T> {
     fn next_send(&mut self) -> Option<BoxFuture<'static, (Spans<T>, log::Result<Receipt>)>> {
         let (mut spans, mut records, mut bytes) = (Vec::new(), Vec::new(), 0);
         while let Some((_, shipment)) = self.waiting.front() {
-            let size = bytes_of(shipment);
+            let size = OutgoingRecord::bytes_of(shipment);
             if !spans.is_empty() && bytes + size > BYTES_A_SEND {
                 break;
             }
@@ -163,10 +163,6 @@ pub(crate) fn is_of_the_record(error: &log::Error) -> bool {
         error,
         log::Error::RecordTooLarge { .. } | log::Error::UnknownTopic { .. } | log::Error::UnknownPartition { .. }
     )
-}
-
-fn bytes_of(records: &[OutgoingRecord]) -> usize {
-    records.iter().map(|record| record.value.as_ref().map_or(0, bytes::Bytes::len)).sum()
 }
 
 #[cfg(test)]

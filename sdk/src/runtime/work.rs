@@ -376,11 +376,8 @@ impl Workshop {
         let Identity { id, by_place } = format::identity(record, &job.source);
         let version = hop::version(record);
         *about = About { document: root_id(&id).to_owned(), version, tombstone: record.value.is_none() };
-        let origin = Origin {
-            foreign: true,
-            told: told.by_header,
-            ..Origin::new(&id, version, Some(job.source.partition))
-        };
+        let origin =
+            Origin { foreign: true, told: told.by_header, ..Origin::new(&id, version, Some(job.source.partition)) };
         let Some(value) = &record.value else {
             if by_place {
                 return Err(nameless().into());

@@ -45,7 +45,7 @@ impl Parcel {
         let at = self.claims.len();
         self.claims.push(claim);
         for Entry { id, lane, offset, mut records, .. } in entries {
-            self.bytes += bytes_of(&records);
+            self.bytes += OutgoingRecord::bytes_of(&records);
             self.spans.push(Span { id, lane, offset, count: records.len(), claim: at });
             self.records.append(&mut records);
         }
@@ -115,9 +115,4 @@ impl Parcel {
         }
         parts
     }
-}
-
-/// Bytes of the values of records.
-pub(super) fn bytes_of(records: &[OutgoingRecord]) -> usize {
-    records.iter().map(|record| record.value.as_ref().map_or(0, bytes::Bytes::len)).sum()
 }

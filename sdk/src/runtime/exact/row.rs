@@ -9,7 +9,6 @@ use std::collections::{BTreeMap, HashSet, VecDeque};
 use pipedoc_transport::log::OutgoingRecord;
 use tokio::time::Instant;
 
-use super::parcel::bytes_of;
 use crate::runtime::lanes::{DeliveryId, LaneId};
 
 /// What is to be written for one delivery.
@@ -39,7 +38,7 @@ impl Row {
     /// Puts an entry last; what comes in the place of one that was refused, in its
     /// place.
     pub(crate) fn push(&mut self, entry: Entry) {
-        self.bytes += bytes_of(&entry.records);
+        self.bytes += OutgoingRecord::bytes_of(&entry.records);
         self.waiting += usize::from(entry.until.is_some());
         let at = self
             .refused
@@ -51,7 +50,7 @@ impl Row {
     /// Puts entries back that were taken, in their order.
     pub(crate) fn give_back(&mut self, entries: Vec<Entry>) {
         for entry in entries.into_iter().rev() {
-            self.bytes += bytes_of(&entry.records);
+            self.bytes += OutgoingRecord::bytes_of(&entry.records);
             self.waiting += usize::from(entry.until.is_some());
             self.entries.push_front(entry);
         }
@@ -63,7 +62,7 @@ impl Row {
         let (mut taken, mut kept, mut bytes) = (Vec::new(), VecDeque::new(), 0);
         let mut held = HashSet::new();
         while let Some(entry) = self.entries.front() {
-            let size = bytes_of(&entry.records);
+            let size = OutgoingRecord::bytes_of(&entry.records);
             if taken.len() == most || (!taken.is_empty() && bytes + size > most_bytes) {
                 break;
             }
@@ -136,7 +135,7 @@ impl Row {
         self.entries.retain(|entry| {
             let keeps = keep(entry.id);
             if !keeps {
-                *bytes -= bytes_of(&entry.records);
+                *bytes -= OutgoingRecord::bytes_of(&entry.records);
                 *waiting -= usize::from(entry.until.is_some());
             }
             keeps
