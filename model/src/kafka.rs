@@ -14,7 +14,7 @@ mod table;
 mod value;
 
 pub use brokers::brokers;
-pub use rules::{CONNECTIONS, LINGER_MS};
+pub use rules::CONNECTIONS;
 pub use table::{Entry, SETTINGS};
 
 /// Names with their values.

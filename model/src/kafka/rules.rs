@@ -12,10 +12,6 @@ pub(super) const MAX_POLL_RECORDS: &str = "max.poll.records";
 /// know it. Default 2.
 pub const CONNECTIONS: &str = "connections";
 
-/// How many milliseconds records wait for others to be sent with, unless `linger.ms`
-/// says otherwise.
-pub const LINGER_MS: u16 = 20;
-
 const COMMITS: &str = "offsets are committed when their records are done, never by the clock";
 const STORED: &str = "offsets are kept by the broker, and committed when their records are done";
 const BROKERS: &str = "the address of the log says where the brokers are (`kafka:HOST:PORT,…`)";
@@ -277,11 +273,9 @@ fn producer(place: Place, settings: &Settings, found: &mut Vec<(&'static str, St
             found.push(("queue.buffering.backpressure.threshold", "expected 1, which idempotence needs".to_owned()));
         }
     }
-    let linger = settings
-        .get("queue.buffering.max.ms")
-        .and_then(|text| text.parse::<f64>().ok())
-        .unwrap_or(f64::from(LINGER_MS));
-    if let Some(limit) = number(settings, "message.timeout.ms")
+    // Where it is not given, it is short enough.
+    if let Some(linger) = settings.get("queue.buffering.max.ms").and_then(|text| text.parse::<f64>().ok())
+        && let Some(limit) = number(settings, "message.timeout.ms")
         && limit > 0
         && limit as f64 <= linger
     {

@@ -92,6 +92,7 @@ fn what_cannot_be_taken_is_told_all_at_once_with_what_would_be_right() {
             ("max.in.flight", "6"),
             ("retries", "0"),
             ("delivery.timeout.ms", "5"),
+            ("linger.ms", "5"),
             ("compression.type", "brotli"),
             ("debug", "broker,nothing"),
             ("sasl.mechanism", "GSSAPI"),

@@ -15,6 +15,12 @@ use crate::log::{ConsumerConfig, Error, Result};
 /// otherwise; below the default limit of topics.
 pub(super) const BATCH_BYTES: usize = 1_000_000;
 
+/// For how long records gather before they are sent, unless a setting says otherwise.
+/// An idempotent client has one request of a partition on its way, and its thread
+/// spins while records have waited for longer than this: so it is more than a
+/// request takes under load. (librdkafka 2.12, `rd_kafka_toppar_producer_serve`.)
+const LINGER: Duration = Duration::from_millis(20);
+
 /// Unless a setting says otherwise.
 const CLIENTS: usize = 2;
 
@@ -135,10 +141,10 @@ pub(super) fn producer(cluster: &Cluster, client_id: &str, settings: &Settings, 
     let mut config = common(cluster, client_id, &Settings::new());
     // How much may wait for the broker before `send` waits for room.
     config.set("queue.buffering.max.kbytes", "65536").set("queue.buffering.max.messages", "100000");
-    // An idempotent client has one request of a partition on its way, and its thread
-    // spins while records have waited for longer than this: so it is more than a
-    // request takes under load. (librdkafka 2.12, `rd_kafka_toppar_producer_serve`.)
-    config.set("queue.buffering.max.ms", kafka::LINGER_MS.to_string());
+    // No record may gather for longer than it is tried.
+    let limit = record_timeout(settings);
+    let linger = if limit.is_zero() { LINGER } else { LINGER.min(limit / 2) };
+    config.set("queue.buffering.max.ms", linger.as_millis().to_string());
     config.set("statistics.interval.ms", "15000");
     take_over(&mut config, settings);
     config.set("batch.size", batch_bytes.to_string());

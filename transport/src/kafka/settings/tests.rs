@@ -155,6 +155,19 @@ fn a_steps_settings_win_over_the_processs_and_promises_over_both() {
 }
 
 #[test]
+fn records_gather_for_a_moment_unless_a_setting_says_otherwise() {
+    let linger = |given: &[(&str, &str)]| {
+        let cluster = cluster(given);
+        let settings = cluster.settings(Client::Producer, &own(&[])).unwrap();
+        set(&super::producer(&cluster, "me", &settings, BATCH_BYTES), "linger.ms")
+    };
+    assert_eq!(linger(&[]), "20");
+    assert_eq!(linger(&[("linger.ms", "0")]), "0");
+    assert_eq!(linger(&[("delivery.timeout.ms", "10")]), "5", "never longer than a record is tried");
+    assert_eq!(linger(&[("delivery.timeout.ms", "0")]), "20", "tried for ever");
+}
+
+#[test]
 fn fewer_acknowledgements_turn_idempotence_off_but_never_in_transactions() {
     let cluster = cluster(&[]);
     let settings = cluster.settings(Client::Producer, &own(&[("acks", "1")])).unwrap();
