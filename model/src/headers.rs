@@ -161,34 +161,25 @@ enum Name {
     At(Place),
 }
 
-/// Where bytes lie.
-#[derive(Clone, Copy)]
-enum Place {
-    /// In the memory that was read.
-    Within { start: u32, length: u32 },
-    /// In that of what was set.
-    Own { start: u32, length: u32 },
-}
-
-impl Default for Place {
-    fn default() -> Self {
-        Self::Own { start: 0, length: 0 }
-    }
+/// Where bytes lie: in the memory that was read, or in that of what was set.
+#[derive(Clone, Copy, Default)]
+struct Place {
+    is_own: bool,
+    start: u32,
+    length: u32,
 }
 
 impl Place {
     fn within(range: &Range<usize>) -> Option<Self> {
-        Some(Self::Within { start: u32::try_from(range.start).ok()?, length: u32::try_from(range.len()).ok()? })
+        Some(Self { is_own: false, start: u32::try_from(range.start).ok()?, length: u32::try_from(range.len()).ok()? })
     }
 
     fn own(range: &Range<usize>) -> Option<Self> {
-        Some(Self::Own { start: u32::try_from(range.start).ok()?, length: u32::try_from(range.len()).ok()? })
+        Some(Self { is_own: true, ..Self::within(range)? })
     }
 
     fn length(self) -> usize {
-        match self {
-            Self::Within { length, .. } | Self::Own { length, .. } => length as usize,
-        }
+        self.length as usize
     }
 }
 
@@ -370,10 +361,8 @@ impl Headers {
     }
 
     fn at(&self, place: Place) -> &[u8] {
-        let (memory, start) = match place {
-            Place::Within { start, .. } => (self.memory.as_ref(), start as usize),
-            Place::Own { start, .. } => (self.own.as_slice(), start as usize),
-        };
+        let memory = if place.is_own { self.own.as_slice() } else { &self.memory };
+        let start = place.start as usize;
         memory.get(start..start + place.length()).unwrap_or_default()
     }
 }

@@ -7,6 +7,8 @@
 
 use pipedoc_model::headers::Headers;
 
+use crate::log::{Error, OutgoingRecord, Result};
+
 /// Default limit of a topic, Kafka's `max.message.bytes`.
 pub const DEFAULT_LIMIT: usize = 1_048_588;
 
@@ -38,6 +40,14 @@ pub fn above(limit: usize, key: Option<&[u8]>, value: Option<&[u8]>, headers: &H
         return None;
     }
     Some(of_record(key, value, headers)).filter(|size| *size > limit)
+}
+
+/// Refuses a record whose size is above its topic's limit.
+pub(crate) fn check(record: &OutgoingRecord, limit: usize) -> Result<()> {
+    match above(limit, record.key.as_deref(), record.value.as_deref(), &record.headers) {
+        Some(size) => Err(Error::RecordTooLarge { topic: record.topic.clone(), size, limit }),
+        None => Ok(()),
+    }
 }
 
 /// A length-prefixed field; one without value has length -1.

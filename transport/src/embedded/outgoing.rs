@@ -49,11 +49,7 @@ pub(crate) fn weight(record: &OutgoingRecord) -> usize {
 
 /// Refuses a record larger than its topic takes.
 pub(crate) fn check_size(record: &OutgoingRecord, limit: i32) -> Result<()> {
-    let limit = usize::try_from(limit).unwrap_or(0);
-    match size::above(limit, record.key.as_deref(), record.value.as_deref(), &record.headers) {
-        Some(size) => Err(Error::RecordTooLarge { topic: record.topic.clone(), size, limit }),
-        None => Ok(()),
-    }
+    size::check(record, usize::try_from(limit).unwrap_or(0))
 }
 
 /// How many records a producer has taken that are not settled.

@@ -191,10 +191,7 @@ impl Drop for KafkaProducer {
 
 /// Refuses what can never be written.
 pub(super) fn check(record: &OutgoingRecord, facts: &Facts) -> Result<()> {
-    let limit = facts.limit;
-    if let Some(size) = size::above(limit, record.key.as_deref(), record.value.as_deref(), &record.headers) {
-        return Err(Error::RecordTooLarge { topic: record.topic.clone(), size, limit });
-    }
+    size::check(record, facts.limit)?;
     match record.partition {
         Some(partition) if partition < 0 || partition >= facts.partitions => {
             Err(Error::UnknownPartition { partition: TopicPartition::new(record.topic.clone(), partition) })
