@@ -116,6 +116,35 @@ pub struct FailureRate {
     pub last: u32,
 }
 
+/// Why a step cannot keep what its settings promise together, in words for its author,
+/// with what to take instead; none: it can.
+#[must_use]
+pub fn broken_promises(
+    step_type: StepType,
+    delivery: Delivery,
+    on_exhausted: OnExhausted,
+    stop_at_failure_rate: Option<FailureRate>,
+) -> Vec<&'static str> {
+    if delivery != Delivery::AtMostOnce {
+        return Vec::new();
+    }
+    let mut broken = Vec::new();
+    if step_type == StepType::Connector {
+        broken
+            .push("delivery AT_MOST_ONCE is not supported yet for a CONNECTOR; give it AT_LEAST_ONCE or EXACTLY_ONCE");
+    }
+    if on_exhausted == OnExhausted::Pause {
+        broken.push(
+            "delivery AT_MOST_ONCE contradicts on_exhausted PAUSE: the offset is committed before the work, so the \
+             step could not come back to what it stands still for; take DEAD_LETTER or SKIP, or another delivery",
+        );
+    }
+    if stop_at_failure_rate.is_some() {
+        broken.push("delivery AT_MOST_ONCE is not supported yet with stop_at_failure_rate; take another delivery");
+    }
+    broken
+}
+
 impl std::fmt::Display for FailureRate {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}% of the last {}", self.percent, self.last)

@@ -49,7 +49,7 @@ impl Emitter {
 
     /// Sends a document to the step's outputs. Waits for room, and while the step
     /// is paused. The state changes are written once all outputs of the document
-    /// have acknowledged it.
+    /// have acknowledged it; under `delivery: EXACTLY_ONCE` in one transaction with it.
     ///
     /// # Errors
     /// When the step has stopped.
@@ -99,7 +99,8 @@ impl Emitter {
 }
 
 /// Resolves when a sent document is acknowledged by all outputs and its state
-/// changes are written. Nobody need await it: `run` ends only when all are settled.
+/// changes are written; under `delivery: EXACTLY_ONCE` when their transaction is
+/// committed. Nobody need await it: `run` ends only when all are settled.
 #[derive(Debug)]
 pub struct Receipt(oneshot::Receiver<Result<()>>);
 

@@ -628,12 +628,8 @@ async fn steps_that_do_not_open_leave_others_alone() {
     let wrong = bed.state("wrong", StepState::Failed).await.last_error;
     assert!(wrong.contains("open: ") && wrong.contains("shut"), "both mistakes: {wrong}");
     assert!(bed.state("unknown", StepState::Failed).await.last_error.contains("no module nobody"));
-    assert!(
-        bed.state("later", StepState::Failed)
-            .await
-            .last_error
-            .contains("not supported yet: delivery: AT_MOST_ONCE with")
-    );
+    let later = bed.state("later", StepState::Failed).await.last_error;
+    assert!(later.contains("delivery AT_MOST_ONCE contradicts on_exhausted PAUSE"), "{later}");
     assert_eq!(bed.status("waits").state, StepState::Starting);
     assert!(bed.status("waits").last_error.contains("not open yet"));
     // A change of its plan is a new chance.

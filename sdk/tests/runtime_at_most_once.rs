@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use bed::{Bed, DEAD, doc, plan, until};
-use pipedoc_model::step::{Delivery, OnExhausted, StepPlan};
+use pipedoc_model::step::{Delivery, FailureRate, OnExhausted, StepPlan};
 use pipedoc_sdk::event::Event;
 use pipedoc_sdk::instance::StepState;
 
@@ -106,7 +106,9 @@ async fn partitions_that_move_repeat_nothing() {
 #[tokio::test(start_paused = true)]
 async fn a_partition_that_would_stand_still_is_refused() {
     let (bed, _) = Bed::memory();
-    bed.run(&[StepPlan { on_exhausted: OnExhausted::Pause, ..at_most_once() }]).await;
-    let status = bed.state("s", StepState::Failed).await;
-    assert!(status.last_error.contains("not supported yet: delivery: AT_MOST_ONCE with"), "{}", status.last_error);
+    let rate = Some(FailureRate { percent: 20.0, last: 10 });
+    bed.run(&[StepPlan { on_exhausted: OnExhausted::Pause, stop_at_failure_rate: rate, ..at_most_once() }]).await;
+    let error = bed.state("s", StepState::Failed).await.last_error;
+    assert!(error.contains("AT_MOST_ONCE contradicts on_exhausted PAUSE"), "{error}");
+    assert!(error.contains("AT_MOST_ONCE is not supported yet with stop_at_failure_rate"), "{error}");
 }

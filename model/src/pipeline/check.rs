@@ -15,7 +15,7 @@ use super::tree::{Node, Path, Position};
 use super::{Findings, schema, wire};
 use crate::names::{ModuleName, PipelineName, StepName, Topic};
 use crate::registry::Modules;
-use crate::step::{Delivery, Format, Input, InputSource, OnExhausted, StepType};
+use crate::step::{Format, Input, InputSource, StepType, broken_promises};
 use crate::text::nearest;
 
 /// Partitions of the topics that a pipeline makes, unless it says otherwise.
@@ -138,22 +138,13 @@ impl<'a> Checker<'a> {
         })
     }
 
-    /// What a step's delivery does not go together with yet.
+    /// What a step's delivery does not go together with.
     fn promise(&mut self, settings: &settings::Settings, step: &wire::Step, at: &Path) {
-        let at = at.field("delivery");
-        let name = match settings.delivery {
-            Delivery::AtLeastOnce => return,
-            Delivery::ExactlyOnce => "EXACTLY_ONCE",
-            Delivery::AtMostOnce => "AT_MOST_ONCE",
-        };
-        if step.step_type == Some(StepType::Connector) {
-            let reason = format!("delivery {name} is not supported yet for a CONNECTOR; give it AT_LEAST_ONCE");
-            self.error(&at, reason);
-        }
-        let stops = settings.on_exhausted == OnExhausted::Pause || settings.stop_at_failure_rate.is_some();
-        if settings.delivery == Delivery::AtMostOnce && stops {
-            let reason = "delivery AT_MOST_ONCE is not supported yet with on_exhausted PAUSE or stop_at_failure_rate";
-            self.error(&at, reason);
+        let settings::Settings { delivery, on_exhausted, stop_at_failure_rate, .. } = *settings;
+        // A step without a type was reported; the rest is known all the same.
+        let step_type = step.step_type.unwrap_or(StepType::Pipeline);
+        for reason in broken_promises(step_type, delivery, on_exhausted, stop_at_failure_rate) {
+            self.error(&at.field("delivery"), reason);
         }
     }
 

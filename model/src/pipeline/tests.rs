@@ -179,15 +179,21 @@ fn texts_that_are_no_pipelines_are_refused() {
 
 #[test]
 fn what_comes_later_is_refused_and_never_ignored() {
-    insta::assert_snapshot!(errors(&with_step("delivery: AT_MOST_ONCE, on_exhausted: PAUSE")));
+    let rate = "stop_at_failure_rate: 20% of the last 500";
+    insta::assert_snapshot!(errors(&with_step(&format!("delivery: AT_MOST_ONCE, on_exhausted: PAUSE, {rate}"))));
     let grpc = "{pipeline: p, steps: [{name: a, type: PIPELINE, module: parser, outputs: [{to: z, transport: GRPC}]}, {name: z, type: SINK, module: writer}]}";
     insta::assert_snapshot!(errors(grpc));
-    let connector = "{pipeline: p, defaults: {delivery: EXACTLY_ONCE}, steps: [{name: a, type: CONNECTOR, module: reader, outputs: [{to: z}]}, {name: z, type: SINK, module: writer}]}";
-    let refused = errors(connector);
+    let connector = |delivery: &str| {
+        format!(
+            "{{pipeline: p, defaults: {{delivery: {delivery}}}, steps: [{{name: a, type: CONNECTOR, module: reader, config: {{folder: x}}, outputs: [{{to: z}}]}}, {{name: z, type: SINK, module: writer}}]}}"
+        )
+    };
+    let refused = errors(&connector("AT_MOST_ONCE"));
     assert!(
-        refused.contains("steps[0].delivery: delivery EXACTLY_ONCE is not supported yet for a CONNECTOR"),
+        refused.contains("steps[0].delivery: delivery AT_MOST_ONCE is not supported yet for a CONNECTOR"),
         "{refused}"
     );
+    assert!(read(&connector("EXACTLY_ONCE")).is_ok());
     for taken in [
         "delivery: EXACTLY_ONCE",
         "delivery: AT_MOST_ONCE",

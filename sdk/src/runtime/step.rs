@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use pipedoc_model::kafka::Settings;
 use pipedoc_model::names::{ModuleName, Topic};
-use pipedoc_model::step::{ControlState, Delivery, InputSource, OnExhausted, StepPlan, StepType};
+use pipedoc_model::step::{ControlState, Delivery, InputSource, StepPlan, StepType, broken_promises};
 use pipedoc_transport::log::{Consumer, ConsumerConfig, Log, Producer, ProducerConfig, Start, Subscription};
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -20,7 +20,7 @@ use tracing::Instrument;
 
 use super::claims::{Claims, Shelf};
 use super::clients;
-use super::connect;
+use super::connect::{self, Means};
 use super::exact::{Desks, Office};
 use super::format::Formats;
 use super::outbox::Outbox;
@@ -314,7 +314,7 @@ async fn open(
 }
 
 async fn open_once(around: &Surroundings, plan: &StepPlan, step: &Step) -> Result<(Program, Secrets)> {
-    refuse_what_comes_later(plan)?;
+    refuse_broken_promises(plan)?;
     let factory = around.factories.get(&plan.module).ok_or_else(|| {
         Error::permanent(format!("this process has no module {}", plan.module)).with_kind("unknown-module")
     })?;
@@ -329,15 +329,6 @@ async fn open_once(around: &Surroundings, plan: &StepPlan, step: &Step) -> Resul
         Program::Documents(_) | Program::Records(_) => plan.step_type != StepType::Connector,
         Program::Connector(_) => plan.step_type == StepType::Connector,
     };
-    let delivery = match plan.delivery {
-        Delivery::AtLeastOnce => None,
-        Delivery::ExactlyOnce => Some("EXACTLY_ONCE"),
-        Delivery::AtMostOnce => Some("AT_MOST_ONCE"),
-    };
-    if let Some(delivery) = delivery.filter(|_| matches!(program, Program::Connector(_))) {
-        let what = format!("not supported yet: delivery: {delivery} for connectors");
-        return Err(Error::permanent(what).with_kind("unsupported"));
-    }
     if !fits {
         return Err(Error::permanent(format!("module {} cannot be a {:?} step", plan.module, plan.step_type)));
     }
@@ -348,18 +339,13 @@ fn scrubbed(error: &Error, secrets: &Secrets) -> Error {
     error.duplicate_with(|words| secrets.scrub(&words))
 }
 
-/// Settings that a plan may have and this runtime does not keep yet.
-fn refuse_what_comes_later(plan: &StepPlan) -> Result<()> {
-    let mut missing = Vec::new();
-    let stops = plan.on_exhausted == OnExhausted::Pause || plan.stop_at_failure_rate.is_some();
-    if plan.delivery == Delivery::AtMostOnce && stops {
-        // What stands still is read anew when it goes on.
-        missing.push("delivery: AT_MOST_ONCE with on_exhausted: PAUSE or stop_at_failure_rate");
+/// Refuses what no step can keep, or not yet, though the plan promises it.
+fn refuse_broken_promises(plan: &StepPlan) -> Result<()> {
+    let broken = broken_promises(plan.step_type, plan.delivery, plan.on_exhausted, plan.stop_at_failure_rate);
+    match broken.is_empty() {
+        true => Ok(()),
+        false => Err(Error::permanent(broken.join("; ")).with_kind("unsupported")),
     }
-    if missing.is_empty() {
-        return Ok(());
-    }
-    Err(Error::permanent(format!("not supported yet: {}", missing.join(", "))).with_kind("unsupported"))
 }
 
 /// Runs the program, with new clients whenever the old ones break.
@@ -435,15 +421,15 @@ async fn run_once(
         pace: Pace::default(),
     });
     let settings = clients::settings("producer", &plan.producer_settings)?;
-    let office = (plan.delivery == Delivery::ExactlyOnce)
-        .then(|| Office::new(Arc::clone(&around.log), plan.group.clone(), around.id.clone(), settings.clone()));
+    let exact = plan.delivery == Delivery::ExactlyOnce;
+    let office = || Office::new(Arc::clone(&around.log), plan.group.clone(), around.id.clone(), settings.clone());
     let span = tracing::info_span!("step", step = %plan.id);
     match program {
         Program::Documents(_) => {
             // Before anything is read: what an earlier life has left open ends with it.
-            let out = match office {
-                Some(office) => Out::Exact(Desks::open(office).await.context("transactions cannot be made")?),
-                None => Out::Plain(Outbox::new(producer(around, settings).await?)),
+            let out = match exact {
+                true => Out::Exact(Desks::several(office()).await.context("transactions cannot be made")?),
+                false => Out::Plain(Outbox::new(producer(around, settings.clone()).await?)),
             };
             let consumer = input_consumer(around, plan).await?;
             board.set_consumer(Some(Arc::clone(&consumer)));
@@ -451,17 +437,20 @@ async fn run_once(
             pump.run(orders).instrument(span).await?;
         }
         Program::Records(program) => {
-            let producer = producer(around, settings).await?;
+            let producer = producer(around, settings.clone()).await?;
             let consumer = input_consumer(around, plan).await?;
             board.set_consumer(Some(Arc::clone(&consumer)));
-            let exact = office.map(|office| Exact::new(office, Arc::clone(&consumer)));
+            let exact = exact.then(|| Exact::new(office(), Arc::clone(&consumer)));
             let station = Station::new(shop, Arc::clone(program), producer, Arc::clone(board), concurrency, exact);
             RecordPump::new(Arc::new(station), consumer, bounds).run(orders).instrument(span).await?;
         }
         Program::Connector(connector) => {
-            let producer = producer(around, settings).await?;
+            let means = match exact {
+                true => Means::Exact(settings),
+                false => Means::Plain(producer(around, settings).await?),
+            };
             let consumer = state_consumer(around, plan).await?;
-            connect::run(around, shop, connector, board, consumer, producer, orders).await?;
+            connect::run(around, shop, connector, board, consumer, means, orders).await?;
         }
     }
     Ok(Ended::Stopped)

@@ -86,8 +86,13 @@ async fn ids(bed: &Bed) -> Vec<String> {
 
 #[tokio::test(start_paused = true)]
 async fn a_connector_stands_still_at_what_it_cannot_give_and_brings_it_when_resumed() {
+    for (delivery, name) in [(Delivery::AtLeastOnce, "pause"), (Delivery::ExactlyOnce, "pause once")] {
+        stands_still_and_goes_on(StepPlan { delivery, on_exhausted: OnExhausted::Pause, ..source(name) }, name).await;
+    }
+}
+
+async fn stands_still_and_goes_on(plan: StepPlan, mended_by: &str) {
     let bed = bed();
-    let plan = StepPlan { on_exhausted: OnExhausted::Pause, ..source("pause") };
     bed.run(std::slice::from_ref(&plan)).await;
     let status = bed.state("s", StepState::Paused).await;
     let [paused] = &status.paused[..] else { panic!("{:?}", status.paused) };
@@ -100,7 +105,7 @@ async fn a_connector_stands_still_at_what_it_cannot_give_and_brings_it_when_resu
     assert!(bed.instance.resume(&plan.id));
     let paused = |event: &Event| matches!(event, Event::PartitionPaused(_));
     until("another pause", || (bed.events.count(paused) == 2).then_some(())).await;
-    MENDED.lock().insert("pause".to_owned());
+    MENDED.lock().insert(mended_by.to_owned());
     until("it to be shown again", || (!bed.status("s").paused.is_empty()).then_some(())).await;
     assert!(bed.instance.resume(&plan.id));
     let status = bed.state("s", StepState::Completed).await;
@@ -130,13 +135,15 @@ async fn a_connector_that_fails_too_often_stands_still() {
 
 #[tokio::test(start_paused = true)]
 async fn what_a_connector_cannot_give_is_skipped_where_the_step_says_so() {
-    let bed = bed();
-    bed.run(&[StepPlan { on_exhausted: OnExhausted::Skip, ..source("never") }]).await;
-    let status = bed.state("s", StepState::Completed).await;
-    assert_eq!((status.done, status.failed), (5, 5));
-    assert_eq!((ids(&bed).await.len(), bed.read(DEAD).await.len()), (5, 0));
-    assert_eq!(bed.events.count(|event| matches!(event, Event::Skipped { error, .. } if error == "torn")), 5);
-    assert_eq!(bed.read("test.p.s.state").await.len(), 10, "they do not come again");
+    for delivery in [Delivery::AtLeastOnce, Delivery::ExactlyOnce] {
+        let bed = bed();
+        bed.run(&[StepPlan { delivery, on_exhausted: OnExhausted::Skip, ..source("never") }]).await;
+        let status = bed.state("s", StepState::Completed).await;
+        assert_eq!((status.done, status.failed), (5, 5));
+        assert_eq!((ids(&bed).await.len(), bed.read(DEAD).await.len()), (5, 0));
+        assert_eq!(bed.events.count(|event| matches!(event, Event::Skipped { error, .. } if error == "torn")), 5);
+        assert_eq!(bed.read("test.p.s.state").await.len(), 10, "they do not come again");
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -156,12 +163,10 @@ async fn a_connector_that_stands_still_stops_at_once_and_goes_on_elsewhere() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn other_deliveries_are_refused_for_connectors() {
-    for (delivery, name) in [(Delivery::ExactlyOnce, "EXACTLY_ONCE"), (Delivery::AtMostOnce, "AT_MOST_ONCE")] {
-        let bed = bed();
-        bed.run(&[StepPlan { delivery, ..source("refused") }]).await;
-        let status = bed.state("s", StepState::Failed).await;
-        let words = format!("not supported yet: delivery: {name} for connectors");
-        assert!(status.last_error.contains(&words), "{}", status.last_error);
-    }
+async fn at_most_once_is_refused_for_connectors() {
+    let bed = bed();
+    bed.run(&[StepPlan { delivery: Delivery::AtMostOnce, ..source("refused") }]).await;
+    let status = bed.state("s", StepState::Failed).await;
+    let words = "delivery AT_MOST_ONCE is not supported yet for a CONNECTOR";
+    assert!(status.last_error.contains(words), "{}", status.last_error);
 }

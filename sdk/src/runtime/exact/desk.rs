@@ -22,16 +22,18 @@ use pipedoc_transport::log::{
 pub(crate) struct Office {
     log: Arc<dyn Log>,
     group: String,
-    /// Id of the instance.
-    instance: String,
+    /// Whose ids they are.
+    holder: String,
     settings: Settings,
     /// Numbers of the transactional ids in use.
     numbers: Mutex<BTreeSet<usize>>,
 }
 
 impl Office {
-    pub(crate) fn new(log: Arc<dyn Log>, group: String, instance: String, settings: Settings) -> Self {
-        Self { log, group, instance, settings, numbers: Mutex::default() }
+    /// `holder`: who fences itself only. The instance, where the group tells instances
+    /// apart; the same for all, where there is to be one writer at a time.
+    pub(crate) fn new(log: Arc<dyn Log>, group: String, holder: String, settings: Settings) -> Self {
+        Self { log, group, holder, settings, numbers: Mutex::default() }
     }
 
     /// A desk with the lowest number that is free, so that a restart takes the same
@@ -66,12 +68,12 @@ impl Drop for Desk {
 }
 
 impl Desk {
-    /// Takes the transactional id `<group>.<instance>.<number>` if it is not held: what
+    /// Takes the transactional id `<group>.<holder>.<number>` if it is not held: what
     /// was before under it is fenced, and its transaction ended.
     pub(crate) async fn open(&mut self) -> log::Result<&mut Box<dyn Transactional>> {
         if self.transactional.is_none() {
-            let Office { log, group, instance, settings, .. } = &*self.office;
-            let mut config = TransactionalConfig::new(format!("{group}.{instance}.{}", self.number));
+            let Office { log, group, holder, settings, .. } = &*self.office;
+            let mut config = TransactionalConfig::new(format!("{group}.{holder}.{}", self.number));
             config.settings.clone_from(settings);
             self.transactional = Some(log.transactional(config).await?);
         }

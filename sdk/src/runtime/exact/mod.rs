@@ -12,7 +12,7 @@
 //! that writes one parcel after the other. Work goes on meanwhile: what comes is the
 //! next parcel. A partition has one desk for good, so no two transactions over it
 //! are ever open. All commits of such a step are transactions, so none overtakes
-//! another.
+//! another. A connector has one desk, and its state's partition stands for its input.
 //!
 //! Knows logs; knows nothing of modules.
 
@@ -24,7 +24,7 @@ mod row;
 use std::time::Duration;
 
 pub(crate) use desk::{Desk, Office, Unwritten};
-pub(crate) use desks::{Desks, Outcome};
+pub(crate) use desks::{Desks, Ended, Verdict};
 pub(crate) use parcel::{Claim, Parcel};
 pub(crate) use row::{Entry, Row};
 

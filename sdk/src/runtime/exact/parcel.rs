@@ -7,24 +7,22 @@ use tokio::time::Instant;
 
 use super::row::Entry;
 use crate::runtime::lanes::{DeliveryId, LaneId};
-use crate::runtime::window::Mark;
 
 /// What one transaction writes.
-#[derive(Debug, Default)]
-pub(crate) struct Parcel {
+#[derive(Debug)]
+pub(crate) struct Parcel<T> {
     pub(crate) records: Vec<OutgoingRecord>,
-    pub(crate) claims: Vec<Claim>,
+    pub(crate) claims: Vec<Claim<T>>,
     spans: Vec<Span>,
     bytes: usize,
 }
 
 /// What is committed of a partition.
 #[derive(Debug)]
-pub(crate) struct Claim {
+pub(crate) struct Claim<T> {
     pub(crate) commit: Commit,
-    pub(crate) mark: Mark,
-    /// Number of the partition's ownership.
-    pub(crate) number: u64,
+    /// What whoever commits it wants to know of it again.
+    pub(crate) note: T,
 }
 
 /// The part of a parcel that came of one delivery.
@@ -39,9 +37,13 @@ struct Span {
     claim: usize,
 }
 
-impl Parcel {
+impl<T> Parcel<T> {
+    pub(crate) fn new() -> Self {
+        Self { records: Vec::new(), claims: Vec::new(), spans: Vec::new(), bytes: 0 }
+    }
+
     /// Adds what is written for a partition.
-    pub(crate) fn add(&mut self, claim: Claim, entries: Vec<Entry>) {
+    pub(crate) fn add(&mut self, claim: Claim<T>, entries: Vec<Entry>) {
         let at = self.claims.len();
         self.claims.push(claim);
         for Entry { id, lane, offset, mut records, .. } in entries {
@@ -104,8 +106,8 @@ impl Parcel {
     }
 
     /// Its parts, to be written anew: those of each claim, in order.
-    pub(crate) fn take_apart(self) -> Vec<(Claim, Vec<Entry>)> {
-        let mut parts: Vec<(Claim, Vec<Entry>)> = self.claims.into_iter().map(|claim| (claim, Vec::new())).collect();
+    pub(crate) fn take_apart(self) -> Vec<(Claim<T>, Vec<Entry>)> {
+        let mut parts: Vec<(Claim<T>, Vec<Entry>)> = self.claims.into_iter().map(|claim| (claim, Vec::new())).collect();
         let mut records = self.records.into_iter();
         for Span { id, lane, offset, count, claim } in self.spans {
             let records = records.by_ref().take(count).collect();

@@ -4,18 +4,16 @@
 use std::time::Duration;
 
 use pipedoc_transport::log::{self, OutgoingRecord, TopicPartition};
-use tokio::task::JoinError;
 use tokio::time::Instant;
 
 use super::{COMMIT_WHEN_DRAINED, Pump};
 use crate::error::Error;
-use crate::event::Event;
 use crate::runtime::deliveries::Stage;
-use crate::runtime::exact::{COMMIT_EVERY, Claim, Desks, Entry, Outcome, PARCEL_BYTES, Parcel};
+use crate::runtime::exact::{COMMIT_EVERY, Claim, Desks, Ended, Entry, PARCEL_BYTES, Parcel, Verdict};
 use crate::runtime::lanes::DeliveryId;
-use crate::runtime::outbox::{Outbox, Settled, is_of_the_record};
+use crate::runtime::outbox::{Outbox, Settled};
 use crate::runtime::partitions::Partition;
-use crate::runtime::status::Obstacle;
+use crate::runtime::window::Mark;
 use crate::runtime::{Order, retry};
 
 /// How soon a place is committed that comes with no records, while others are read.
@@ -26,13 +24,21 @@ pub(crate) enum Out {
     /// To a producer; offsets are committed once it is acknowledged.
     Plain(Outbox<DeliveryId>),
     /// Into transactions, with the offsets.
-    Exact(Desks),
+    Exact(Desks<Reached>),
+}
+
+/// Where a transaction leaves a partition.
+#[derive(Debug)]
+pub(crate) struct Reached {
+    mark: Mark,
+    /// Number of the partition's ownership.
+    number: u64,
 }
 
 /// What became of something that went out.
 pub(super) enum Sent {
     Settled(Vec<Settled<DeliveryId>>),
-    Written(Result<(usize, Parcel, Outcome), JoinError>),
+    Written(Result<Ended<Reached>, Error>),
 }
 
 impl Out {
@@ -45,14 +51,7 @@ impl Out {
         }
     }
 
-    pub(super) fn desks(&self) -> Option<&Desks> {
-        match self {
-            Self::Plain(_) => None,
-            Self::Exact(desks) => Some(desks),
-        }
-    }
-
-    fn desks_mut(&mut self) -> Option<&mut Desks> {
+    pub(super) fn desks(&self) -> Option<&Desks<Reached>> {
         match self {
             Self::Plain(_) => None,
             Self::Exact(desks) => Some(desks),
@@ -89,11 +88,11 @@ impl Pump {
     }
 
     /// When the next transaction is due, if any is.
-    pub(super) fn transaction_due(&self, desks: &Desks, now: Instant) -> Option<Instant> {
+    pub(super) fn transaction_due(&self, desks: &Desks<Reached>, now: Instant) -> Option<Instant> {
         (0..desks.len()).filter_map(|desk| self.due_at(desks, desk, now)).min()
     }
 
-    fn due_at(&self, desks: &Desks, desk: usize, now: Instant) -> Option<Instant> {
+    fn due_at(&self, desks: &Desks<Reached>, desk: usize, now: Instant) -> Option<Instant> {
         if desks.is_busy(desk) {
             return None;
         }
@@ -135,7 +134,7 @@ impl Pump {
         let most = desks.most(desk);
         let sharing = self.partitions.iter().filter(|partition| partition.desk == desk && partition.row.len() > 0);
         let share = PARCEL_BYTES / sharing.count().max(1);
-        let mut parcel = Parcel::default();
+        let mut parcel = Parcel::new();
         for partition in self.partitions.iter_mut().filter(|partition| partition.desk == desk) {
             let most = most.saturating_sub(parcel.len());
             let entries = partition.row.take(share, most, now);
@@ -147,88 +146,42 @@ impl Pump {
     }
 
     /// A transaction has ended.
-    pub(super) fn written(&mut self, ended: Result<(usize, Parcel, Outcome), JoinError>) {
+    pub(super) fn written(&mut self, ended: Result<Ended<Reached>, Error>) {
+        let Out::Exact(desks) = &mut self.out else { return };
         let now = Instant::now();
-        let (desk, parcel, outcome) = match ended {
-            Ok(ended) => ended,
-            Err(error) => {
-                self.fatal = Some(Error::retryable(error).context("a transaction broke off"));
-                return;
-            }
-        };
-        match outcome {
-            Outcome::Written => {
-                self.has_written(desk);
-                let all = vec![true; parcel.claims.len()];
-                self.conclude(parcel, &all, None, now);
-            }
-            Outcome::Settled(written, error) => {
-                if written.iter().all(|written| *written) {
-                    self.has_written(desk);
-                } else {
-                    self.has_failed(desk, error, now);
+        match ended {
+            Ok(ended) => {
+                let (parcel, mut verdict) = desks.judge(ended, &self.board, now);
+                if let Some(error) = verdict.fatal.take() {
+                    self.fatal = Some(error);
                 }
-                self.conclude(parcel, &written, None, now);
+                self.conclude(parcel, &verdict, now);
             }
-            Outcome::Aborted(error) => {
-                let of_records = is_of_the_record(&error) || matches!(error, log::Error::TransactionTooLarge { .. });
-                if !of_records {
-                    self.has_failed(desk, error, now);
-                    return self.conclude(parcel, &[], None, now);
-                }
-                let entries = parcel.len();
-                if parcel.culprits(&error).is_empty()
-                    && let Some(desks) = self.out.desks_mut()
-                {
-                    desks.write_singly(desk, entries);
-                }
-                self.conclude(parcel, &[], Some(&error), now);
-            }
-            Outcome::Fatal(error) => {
-                self.fatal = Some(Error::from(error).context("the transactional producer cannot be used any more"));
-            }
-        }
-    }
-
-    fn has_written(&mut self, desk: usize) {
-        self.board.is_over(|obstacle| *obstacle == Obstacle::Committing);
-        if let Some(desks) = self.out.desks_mut() {
-            desks.has_written(desk);
-        }
-    }
-
-    fn has_failed(&mut self, desk: usize, error: log::Error, now: Instant) {
-        let goes_on = self.out.desks_mut().is_none_or(|desks| desks.has_failed(desk, &error, now));
-        let error = Error::from(error).context("a transaction failed; it is tried again");
-        self.board.note(Obstacle::Committing, error.to_string());
-        self.board.tell_of_storage(&error);
-        self.event(Event::CommitFailed { error: error.to_string() });
-        if !goes_on {
-            self.fatal = Some(error);
+            Err(error) => self.fatal = Some(error),
         }
     }
 
     /// Settles what is written of a parcel, by claim; the rest is written anew, but for
     /// what was refused.
-    fn conclude(&mut self, parcel: Parcel, written: &[bool], refusal: Option<&log::Error>, now: Instant) {
-        let is_written = |at: usize| written.get(at).copied().unwrap_or(false);
-        for at in (0..parcel.claims.len()).filter(|at| is_written(*at)) {
+    fn conclude(&mut self, parcel: Parcel<Reached>, verdict: &Verdict, now: Instant) {
+        for at in (0..parcel.claims.len()).filter(|at| verdict.is_written(*at)) {
             for id in parcel.ids(at) {
                 self.acknowledged(id);
             }
-            let Claim { commit, mark, number } = &parcel.claims[at];
+            let Claim { commit, note: Reached { mark, number } } = &parcel.claims[at];
             if let Some(partition) = self.partitions.get_mut(&commit.source).filter(|one| one.number == *number) {
                 partition.window.committed(*mark);
             }
         }
-        if (0..parcel.claims.len()).all(is_written) {
+        if (0..parcel.claims.len()).all(|at| verdict.is_written(at)) {
             return;
         }
+        let refusal = verdict.refusal.as_ref();
         let culprits = refusal.map(|error| parcel.culprits(error)).unwrap_or_default();
         let mut given_up = Vec::new();
         for (at, (claim, entries)) in parcel.take_apart().into_iter().enumerate() {
             let Some(partition) = self.partitions.get_mut(&claim.commit.source) else { continue };
-            if is_written(at) || partition.number != claim.number {
+            if verdict.is_written(at) || partition.number != claim.note.number {
                 continue;
             }
             let mut again = Vec::new();
@@ -262,7 +215,7 @@ impl Pump {
 
 /// What a transaction commits of a partition that writes these entries; of those for
 /// which there is no room beside the offset, the ones behind stay where they are.
-fn claim(partition: &mut Partition, mut entries: Vec<Entry>) -> Option<(Claim, Vec<Entry>)> {
+fn claim(partition: &mut Partition, mut entries: Vec<Entry>) -> Option<(Claim<Reached>, Vec<Entry>)> {
     entries.iter().for_each(|entry| partition.window.take(entry.offset));
     let (mark, metadata) = loop {
         let draft = partition.window.draft();
@@ -286,5 +239,5 @@ fn claim(partition: &mut Partition, mut entries: Vec<Entry>) -> Option<(Claim, V
         return None;
     }
     let commit = log::Commit { source: partition.source.as_ref().clone(), offset: mark.offset, metadata };
-    Some((Claim { commit, mark, number: partition.number }, entries))
+    Some((Claim { commit, note: Reached { mark, number: partition.number } }, entries))
 }

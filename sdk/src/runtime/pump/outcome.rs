@@ -241,7 +241,7 @@ impl Pump {
         let Some(delivery) = self.deliveries.get_mut(id) else { return };
         match std::mem::replace(&mut delivery.stage, Stage::Waiting) {
             Stage::Sending { about, sent, partial } => {
-                self.breaker.count(false);
+                self.breaker.done(1);
                 self.board.done();
                 if let Some(error) = partial {
                     self.board.event(&Event::Partial { document: about.document.clone(), error });

@@ -25,7 +25,7 @@ use crate::runtime::work::About;
 impl Pump {
     /// A delivery is about to be given up on: whether the step stops instead.
     pub(super) fn stops_instead(&mut self, id: DeliveryId, about: &About, error: &Error, pauses: bool) -> bool {
-        let trips = self.breaker.count(true);
+        let trips = self.breaker.gives_up();
         let Some(rate) = self.breaker.reason() else {
             if pauses {
                 self.stop_for(id, about, PauseReason::Exhausted, error.to_string());

@@ -43,10 +43,7 @@ impl Fuse {
         if self.idle {
             return;
         }
-        let mut breaker = self.breaker.lock();
-        for _ in 0..records {
-            breaker.count(false);
-        }
+        self.breaker.lock().done(records);
     }
 
     /// A record is about to be given up on: why the step stops instead, if it does.
@@ -55,7 +52,7 @@ impl Fuse {
             return None;
         }
         let mut breaker = self.breaker.lock();
-        breaker.count(true);
+        breaker.gives_up();
         let rate = breaker.reason()?;
         self.blown.lock().get_or_insert_with(|| Blown { rate: rate.clone(), since: SystemTime::now() });
         self.is_blown.store(true, Ordering::Release);

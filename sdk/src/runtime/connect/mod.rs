@@ -1,23 +1,29 @@
 //! Runs a connector where this instance owns its state, and nowhere else.
 //!
 //! The owner of partition 0 of the state topic runs it. Ownership comes and goes
-//! here; what is sent meanwhile is [`super::emit`]'s.
+//! here; what is sent meanwhile is [`super::emit`]'s. Who has lost it and does not know
+//! yet may still send, but under `EXACTLY_ONCE`: there the log refuses it.
+
+mod member;
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
 use futures::FutureExt;
+use pipedoc_model::kafka::Settings;
 use pipedoc_model::names::Topic;
 use pipedoc_transport::log::{
-    self, Consumer, ConsumerConfig, Event as LogEvent, Producer, Revocation, Start, Subscription, TopicPartition,
+    Consumer, ConsumerConfig, Event as LogEvent, Producer, Start, Subscription, TopicPartition,
 };
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::emit::Emissions;
+use super::emit::{Emissions, Out, Transactions};
+use super::exact::Office;
+use super::outbox::Outbox;
 use super::process::panicked;
-use super::status::{Board, Obstacle, PausedPartition, StepState};
+use super::status::{Board, PausedPartition, StepState};
 use super::step::Surroundings;
 use super::work::Workshop;
 use super::{Order, retry};
@@ -26,9 +32,21 @@ use crate::error::{Error, Result, ResultExt};
 use crate::event::Event;
 use crate::factory::Connects;
 use crate::module::Step;
+use member::{Change, Member};
 
 /// How many emissions wait to be taken.
 const QUEUE: usize = 16;
+
+/// Who holds the transactional ids, whichever instance it is: there is one owner.
+const HOLDER: &str = "connector";
+
+/// What a connector's runs write with.
+pub(super) enum Means {
+    /// A producer.
+    Plain(Arc<dyn Producer>),
+    /// Transactions, of clients with these settings.
+    Exact(Settings),
+}
 
 /// Runs a connector whenever its state is owned here, until ordered to stop.
 ///
@@ -40,13 +58,13 @@ pub(super) async fn run(
     connector: &Arc<dyn Connects>,
     board: &Arc<Board>,
     consumer: Arc<dyn Consumer>,
-    producer: Arc<dyn Producer>,
+    means: Means,
     orders: &mut watch::Receiver<Order>,
 ) -> Result<()> {
     let Some(topic) = shop.plan.state.clone() else { return Err(Error::permanent("the plan names no state topic")) };
     let home = TopicPartition::new(topic, 0);
-    let mut member = Member { consumer, board: Arc::clone(board), home, failures: 0 };
-    let result = own_and_run(around, &shop, connector, board, &mut member, &producer, orders).await;
+    let mut member = Member::new(consumer, Arc::clone(board), home);
+    let result = own_and_run(around, &shop, connector, board, &mut member, &means, orders).await;
     board.set_consumer(None);
     board.set_in_flight(0);
     let closed = member.consumer.close().await;
@@ -59,9 +77,10 @@ async fn own_and_run(
     connector: &Arc<dyn Connects>,
     board: &Arc<Board>,
     member: &mut Member,
-    producer: &Arc<dyn Producer>,
+    means: &Means,
     orders: &mut watch::Receiver<Order>,
 ) -> Result<()> {
+    let consumer = Arc::clone(&member.consumer);
     loop {
         show_order(board, *orders.borrow_and_update());
         // Another instance may run it: this one stands by.
@@ -72,7 +91,7 @@ async fn own_and_run(
             },
             () = stop_ordered(orders) => return Ok(()),
         }
-        let parts = Parts { around, shop, connector, board, producer };
+        let parts = Parts { around, shop, connector, board, means, consumer: &consumer };
         match while_owned(parts, member, orders).await? {
             Some(change) => drop(change),
             None => return Ok(()),
@@ -86,7 +105,9 @@ struct Parts<'a> {
     shop: &'a Arc<Workshop>,
     connector: &'a Arc<dyn Connects>,
     board: &'a Arc<Board>,
-    producer: &'a Arc<dyn Producer>,
+    means: &'a Means,
+    /// Whose membership says who may write.
+    consumer: &'a Arc<dyn Consumer>,
 }
 
 /// Runs the connector until it is taken away (then what holds its next owner
@@ -260,16 +281,24 @@ async fn run_once(
     deadline: watch::Receiver<Option<Instant>>,
     orders: watch::Receiver<Order>,
 ) -> Result<(), Failure> {
-    let Parts { around, shop, connector, board, producer } = parts;
+    let Parts { around, shop, connector, board, .. } = parts;
     let plan = &shop.plan;
     let Some(topic) = &plan.state else { return Ok(()) };
     let step = Step::new(plan.cluster.clone(), plan.id.clone(), plan.step_type, shop.step.data().to_owned(), stopping)
         .hearing(around.events.clone());
     let state = State::create(&shop.step.data().join("state.sqlite")).map_err(Failure::Connector)?;
-    read_state(around, topic, &state).await.map_err(Failure::Clients)?;
+    let ready = async {
+        // Before the state is read: what an earlier owner has left open ends with it.
+        let out = open_out(parts, topic).await?;
+        read_state(around, topic, &state).await.map(|()| out)
+    };
+    let out = tokio::select! {
+        out = ready => out.map_err(Failure::Clients)?,
+        () = passed(deadline.clone()) => return Ok(()),
+    };
     let (queue, emitted) = mpsc::channel(QUEUE);
     let emitter = Emitter::new(queue);
-    let emissions = Emissions::new(Arc::clone(shop), Arc::clone(board), Arc::clone(producer), state.clone());
+    let emissions = Emissions::new(Arc::clone(shop), Arc::clone(board), out, state.clone());
     let (end, ended) = watch::channel(false);
     let running = async {
         let result = AssertUnwindSafe(connector.run(&step, &emitter, &state)).catch_unwind().await;
@@ -299,6 +328,21 @@ async fn run_once(
     }
 }
 
+/// What a run writes with.
+async fn open_out(parts: Parts<'_>, state: &Topic) -> Result<Out> {
+    let Parts { around, shop, means, consumer, .. } = parts;
+    match means {
+        Means::Plain(producer) => Ok(Out::Plain(Outbox::new(Arc::clone(producer)))),
+        Means::Exact(settings) => {
+            // Of its own, so that each run takes the same transactional id.
+            let (log, group) = (Arc::clone(&around.log), shop.plan.group.clone());
+            let office = Office::new(log, group, HOLDER.to_owned(), settings.clone());
+            let opened = Transactions::open(office, Arc::clone(consumer), TopicPartition::new(state.clone(), 0));
+            Ok(Out::Exact(opened.await.context("transactions cannot be made")?))
+        }
+    }
+}
+
 /// Reads the state topic to its end.
 async fn read_state(around: &Surroundings, topic: &Topic, state: &State) -> Result<()> {
     let ends = around.log.ends(topic).await.context("the state topic cannot be read")?;
@@ -324,91 +368,6 @@ async fn read_state(around: &Surroundings, topic: &Topic, state: &State) -> Resu
     }
     reader.close().await?;
     Ok(())
-}
-
-/// This instance's membership in the connector's group.
-struct Member {
-    consumer: Arc<dyn Consumer>,
-    board: Arc<Board>,
-    home: TopicPartition,
-    failures: u32,
-}
-
-/// What happens to the ownership of the state.
-enum Change {
-    Owned,
-    Taken(Revocation),
-    Lost,
-}
-
-impl Member {
-    /// Waits for a change. Cancelling it loses nothing.
-    async fn next(&mut self) -> Result<Change> {
-        loop {
-            match self.consumer.next().await {
-                Ok(event) => {
-                    self.failures = 0;
-                    self.board.heard(&event);
-                    if let Some(change) = self.change(event) {
-                        return Ok(change);
-                    }
-                }
-                Err(error) if error.is_retryable() => {
-                    self.failures = self.failures.saturating_add(1);
-                    self.trouble(error);
-                    tokio::time::sleep(retry::backoff(&retry::patient(), self.failures)).await;
-                }
-                Err(error) => return Err(Error::from(error).context("membership in the group ended")),
-            }
-        }
-    }
-
-    fn change(&self, event: LogEvent) -> Option<Change> {
-        match event {
-            LogEvent::Assigned(assigned) => {
-                let sources: Vec<TopicPartition> = assigned.into_iter().map(|partition| partition.source).collect();
-                // Membership says who runs; the records are read by another client.
-                self.consumer.pause(&sources);
-                let owned = sources.contains(&self.home);
-                if owned {
-                    self.board.progress(0, false, self.partitions(), Vec::new());
-                }
-                self.board.event(&Event::Assigned(sources));
-                self.board.event(&Event::Rebalanced { owned: owned.then(|| self.home.clone()).into_iter().collect() });
-                owned.then_some(Change::Owned)
-            }
-            LogEvent::Revoked(revocation) => {
-                self.board.event(&Event::Revoked(revocation.partitions.clone()));
-                if !revocation.partitions.contains(&self.home) {
-                    return None;
-                }
-                self.board.progress(0, false, std::iter::empty(), Vec::new());
-                self.board.event(&Event::Rebalanced { owned: Vec::new() });
-                Some(Change::Taken(revocation))
-            }
-            LogEvent::Lost(sources) => {
-                let home = sources.contains(&self.home);
-                self.board.event(&Event::Lost(sources));
-                if !home {
-                    return None;
-                }
-                self.board.progress(0, false, std::iter::empty(), Vec::new());
-                self.board.event(&Event::Rebalanced { owned: Vec::new() });
-                Some(Change::Lost)
-            }
-            LogEvent::Records(_) | LogEvent::EndOfPartition { .. } | LogEvent::OffsetsGone { .. } => None,
-        }
-    }
-
-    /// The partition owned. It has no lag: it is a ticket, not an input.
-    fn partitions(&self) -> impl Iterator<Item = (TopicPartition, i64)> + use<> {
-        std::iter::once((self.home.clone(), i64::MAX))
-    }
-
-    fn trouble(&self, error: log::Error) {
-        let obstacle = Obstacle::to_reading(&error);
-        self.board.hindered(obstacle, &Error::from(error).context("the group cannot be reached; it is tried again"));
-    }
 }
 
 fn show_order(board: &Board, order: Order) {

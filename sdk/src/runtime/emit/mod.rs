@@ -5,37 +5,42 @@
 //! ```
 //!
 //! State changes are written in the order of what they belong to, each once all
-//! records of its document are acknowledged. There is no log to read again from:
-//! when a send fails that may succeed later, everything from there on is sent
-//! again, in order, once nothing else is on its way.
+//! records of its document are acknowledged; under `EXACTLY_ONCE` in one transaction
+//! with them ([`exact`]). There is no log to read again from: when a send fails that may
+//! succeed later, everything from there on is sent again, in order, once nothing else is
+//! on its way.
 //!
-//! What cannot be sent at all is given up on, as the step's `on_exhausted` says. Where
+//! What cannot be sent at all is given up on ([`unsent`]), as `on_exhausted` says. Where
 //! the step stands still instead, nothing more is taken; what is on its way is
 //! settled, and what was given up on is forgotten: its state is not written, so the
 //! next run brings it again.
 
+mod exact;
+mod make;
+mod unsent;
+
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::stream::{FuturesOrdered, StreamExt};
-use pipedoc_model::step::OnExhausted;
-use pipedoc_transport::log::{OutgoingRecord, Producer, TopicPartition};
+use pipedoc_transport::log::OutgoingRecord;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
 use super::breaker::Breaker;
-use super::dead_letter::{self, Reason};
-use super::hop::root_id;
+use super::dead_letter::Reason;
+use super::exact::{COMMIT_EVERY, Ended};
 use super::outbox::{Outbox, Settled, is_of_the_record};
-use super::status::{Board, PauseReason, PausedPartition};
+use super::status::{Board, PausedPartition};
 use super::work::{About, Workshop};
 use super::{Order, retry};
 use crate::connector::{Emission, EmissionContent, State, StateChanges};
 use crate::error::{Error, Result};
 use crate::event::Event;
-use crate::output::Content;
+pub(crate) use exact::Transactions;
+use make::{Buried, Made};
 
 /// At most so many documents are on their way at once.
 const MOST_OPEN: usize = 1000;
@@ -43,19 +48,46 @@ const MOST_OPEN: usize = 1000;
 const MOST_BYTES: usize = 64 << 20;
 /// So many are made into records at once.
 const MOST_MAKING: usize = 8;
+/// How soon a transaction follows another while nothing more is given.
+const COMMIT_WHEN_QUIET: Duration = Duration::from_millis(20);
+
+/// Where what comes of emissions goes.
+pub(crate) enum Out {
+    /// To a producer; state changes follow what is acknowledged.
+    Plain(Outbox<Ticket>),
+    /// Into transactions, with the state changes.
+    Exact(Transactions),
+}
+
+/// What became of something that went out.
+enum Sent {
+    Settled(Vec<Settled<Ticket>>),
+    Written(Result<Ended<()>>),
+}
+
+impl Out {
+    /// Waits for what becomes of what went out; for ever when there is nothing.
+    /// Cancelling it loses nothing.
+    async fn next(&mut self) -> Sent {
+        match self {
+            Self::Plain(outbox) => Sent::Settled(outbox.settled().await),
+            Self::Exact(transactions) => Sent::Written(transactions.written().await),
+        }
+    }
+}
 
 /// Sends what a connector gives.
 pub(crate) struct Emissions {
     shop: Arc<Workshop>,
     board: Arc<Board>,
     state: State,
-    outbox: Outbox<Ticket>,
+    out: Out,
     making: FuturesOrdered<tokio::task::JoinHandle<Made>>,
     /// Dead letters being made, in their order.
     burying: FuturesOrdered<tokio::task::JoinHandle<Buried>>,
     /// Records not acknowledged yet, or waiting for one that is not.
     sending: VecDeque<Entry>,
-    /// State changes not acknowledged yet.
+    /// State changes not acknowledged yet; none in transactions.
     writing: VecDeque<Entry>,
     next: u64,
     bytes: usize,
@@ -71,7 +103,7 @@ pub(crate) struct Emissions {
 
 /// What is on its way.
 #[derive(Debug, Clone, Copy)]
-enum Ticket {
+pub(crate) enum Ticket {
     Records(u64),
     State(u64),
 }
@@ -96,29 +128,14 @@ struct Entry {
     burying: bool,
 }
 
-/// The dead letter of an emission.
-struct Buried {
-    number: u64,
-    letter: OutgoingRecord,
-    content: EmissionContent,
-}
-
-/// An emission made into records.
-struct Made {
-    emission: Emission,
-    about: About,
-    /// Its records, and the outputs that could not carry a deletion.
-    came: Result<(Vec<OutgoingRecord>, Vec<String>)>,
-}
-
 impl Emissions {
-    pub(crate) fn new(shop: Arc<Workshop>, board: Arc<Board>, producer: Arc<dyn Producer>, state: State) -> Self {
+    pub(crate) fn new(shop: Arc<Workshop>, board: Arc<Board>, out: Out, state: State) -> Self {
         let breaker = Breaker::new(shop.plan.stop_at_failure_rate);
         Self {
             shop,
             board,
             state,
-            outbox: Outbox::new(producer),
+            out,
             making: FuturesOrdered::new(),
             burying: FuturesOrdered::new(),
             sending: VecDeque::new(),
@@ -158,7 +175,7 @@ impl Emissions {
             }
             let paused = *orders.borrow_and_update() == Order::Pause;
             let takes = open && !paused && self.stopped.is_none() && self.has_room();
-            let again_at = if self.outbox.is_empty() { self.again_at } else { None };
+            let deadline = self.next_deadline(takes, !queue.is_empty());
             tokio::select! {
                 emission = queue.recv(), if takes => match emission {
                     Some(emission) => self.make(emission),
@@ -174,12 +191,11 @@ impl Emissions {
                     Ok(buried) => self.buried(buried),
                     Err(error) => return Err(Error::retryable(error)),
                 },
-                settled = self.outbox.settled() => {
-                    for settled in settled {
-                        self.settled(settled);
-                    }
-                }
-                () = tokio::time::sleep_until(again_at.unwrap_or_else(Instant::now)), if again_at.is_some() => {}
+                sent = self.out.next() => match sent {
+                    Sent::Settled(settled) => settled.into_iter().for_each(|settled| self.settled(settled)),
+                    Sent::Written(ended) => self.written(ended),
+                },
+                () = tokio::time::sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => {}
                 Ok(()) = orders.changed() => {}
             }
             if *ended.borrow() {
@@ -195,10 +211,44 @@ impl Emissions {
             && self.again_at.is_none()
     }
 
+    /// When the loop must look again though nothing has happened. Begins a transaction
+    /// that is due. `takes`: more may be taken; `more`: more is given already.
+    fn next_deadline(&mut self, takes: bool, more: bool) -> Option<Instant> {
+        let transactions = match &mut self.out {
+            Out::Plain(outbox) => return self.again_at.filter(|_| outbox.is_empty()),
+            Out::Exact(transactions) => transactions,
+        };
+        let comes = !self.making.is_empty() || !self.burying.is_empty() || (takes && more);
+        let every = match (comes, takes) {
+            (true, _) => COMMIT_EVERY,
+            (false, true) => COMMIT_WHEN_QUIET,
+            (false, false) => Duration::ZERO,
+        };
+        transactions.begin_due(every, Instant::now())
+    }
+
     /// Makes records of an emission, beside this task but in order.
     fn make(&mut self, emission: Emission) {
         let (shop, board) = (Arc::clone(&self.shop), Arc::clone(&self.board));
-        self.making.push_back(tokio::spawn(async move { make(&shop, &board, emission).await }));
+        self.making.push_back(tokio::spawn(async move { make::make(&shop, &board, emission).await }));
+    }
+
+    /// Gives away what is to be written of an emission.
+    fn send(&mut self, number: u64) {
+        let Some(entry) = find(&mut self.sending, number) else { return };
+        match &mut self.out {
+            Out::Plain(outbox) => outbox.push(Ticket::Records(number), entry.records.clone()),
+            Out::Exact(transactions) => {
+                let mut records = entry.records.clone();
+                records.extend(state_records(&self.shop, &entry.changes));
+                entry.acknowledged = records.is_empty();
+                if entry.acknowledged {
+                    transactions.forgive(number);
+                } else {
+                    transactions.push(number, records);
+                }
+            }
+        }
     }
 
     fn made(&mut self, made: Made) {
@@ -227,9 +277,6 @@ impl Emissions {
         let number = self.next;
         let silent = matches!(emission.content, EmissionContent::Unchanged { .. });
         self.bytes += OutgoingRecord::bytes_of(&records);
-        if error.is_none() {
-            self.outbox.push(Ticket::Records(number), records.clone());
-        }
         self.sending.push_back(Entry {
             number,
             records,
@@ -243,8 +290,12 @@ impl Emissions {
             silent,
             burying: error.is_some(),
         });
-        if let Some(error) = error {
-            self.give_up(number, &error);
+        match error {
+            Some(error) => self.give_up(number, &error),
+            None => {
+                self.send(number);
+                self.advance();
+            }
         }
     }
 
@@ -254,7 +305,7 @@ impl Emissions {
             Ticket::State(_) => &mut self.writing,
         };
         let (Ticket::Records(number) | Ticket::State(number)) = settled.ticket;
-        let Some(entry) = entries.iter_mut().find(|entry| entry.number == number) else { return };
+        let Some(entry) = find(entries, number) else { return };
         match settled.result {
             Ok(_) => {
                 entry.acknowledged = true;
@@ -282,105 +333,41 @@ impl Emissions {
         self.advance();
     }
 
-    /// A document can never be sent.
-    fn give_up(&mut self, number: u64, error: &Error) {
-        self.board.error(&error.to_string());
-        let on_exhausted = self.shop.plan.on_exhausted;
-        let trips = self.breaker.count(true);
-        let rate = self.breaker.reason();
-        if rate.is_some() || on_exhausted == OnExhausted::Pause {
-            return self.stop(number, error, rate, trips);
-        }
-        match on_exhausted {
-            OnExhausted::Skip => {
-                let Some(entry) = self.sending.iter_mut().find(|entry| entry.number == number) else { return };
-                self.bytes -= OutgoingRecord::bytes_of(&entry.records);
-                entry.records = Vec::new();
-                entry.skipped = Some(error.to_string());
-                entry.burying = false;
-                entry.acknowledged = true;
-                self.advance();
-            }
-            // PAUSE has stopped the step.
-            OnExhausted::DeadLetter | OnExhausted::Pause => self.bury(number, Reason::new(error, 1)),
-        }
-    }
-
-    /// The step stands still, for a document that is forgotten. `rate`: because too many
-    /// failed; `trips`: this one was one too many.
-    fn stop(&mut self, number: u64, error: &Error, rate: Option<String>, trips: bool) {
-        let Some(at) = self.sending.iter().position(|entry| entry.number == number) else { return };
-        let Some(entry) = self.sending.remove(at) else { return };
-        self.bytes -= OutgoingRecord::bytes_of(&entry.records);
-        if let Some(rate) = rate.as_ref().filter(|_| trips) {
-            self.board.error(rate);
-            self.board.event(&Event::FailureRateReached { reason: rate.clone() });
-        }
-        if let Some(topic) = self.shop.plan.state.clone().filter(|_| self.stopped.is_none()) {
-            self.stopped = Some(PausedPartition {
-                partition: TopicPartition::new(topic, 0),
-                since: SystemTime::now(),
-                reason: if rate.is_some() { PauseReason::FailureRate } else { PauseReason::Exhausted },
-                offset: None,
-                document: entry.about.document,
-                error: rate.map_or_else(|| error.to_string(), |rate| format!("{rate}; at last: {error}")),
-            });
-        }
-        self.advance();
-    }
-
-    /// A document that can never be written becomes a dead letter. It keeps its
-    /// place in the row, so that states stay in order.
-    fn bury(&mut self, number: u64, reason: Reason) {
-        let Some(entry) = self.sending.iter_mut().find(|entry| entry.number == number) else { return };
-        let Some(content) = entry.original.take() else { return };
-        self.bytes -= OutgoingRecord::bytes_of(&entry.records);
-        entry.records = Vec::new();
-        entry.burying = true;
-        entry.dead = Some(reason.clone());
-        let (shop, board, about) = (Arc::clone(&self.shop), Arc::clone(&self.board), entry.about.clone());
-        self.burying.push_back(tokio::spawn(async move {
-            let letter = bury(&shop, &board, &content, &about, &reason).await;
-            Buried { number, letter, content }
-        }));
-    }
-
-    fn buried(&mut self, buried: Buried) {
-        let Buried { number, letter, content } = buried;
-        let Some(entry) = self.sending.iter_mut().find(|entry| entry.number == number) else { return };
-        entry.records = vec![letter];
-        entry.original = Some(content);
-        entry.burying = false;
-        self.bytes += OutgoingRecord::bytes_of(&entry.records);
-        self.outbox.push(Ticket::Records(number), entry.records.clone());
-    }
-
     /// Passes on what is acknowledged, in order.
     fn advance(&mut self) {
         while self.sending.front().is_some_and(|entry| entry.acknowledged) {
             let Some(mut entry) = self.sending.pop_front() else { return };
             self.bytes -= OutgoingRecord::bytes_of(&entry.records);
             self.tell(&entry);
-            if entry.changes.is_empty() {
-                // Nobody need wait for it.
-                let _ = entry.settled.send(Ok(()));
-                continue;
+            match &mut self.out {
+                Out::Plain(outbox) if !entry.changes.is_empty() => {
+                    entry.records = state_records(&self.shop, &entry.changes);
+                    entry.original = None;
+                    entry.acknowledged = false;
+                    outbox.push(Ticket::State(entry.number), entry.records.clone());
+                    self.writing.push_back(entry);
+                }
+                Out::Plain(_) | Out::Exact(_) => self.conclude(entry),
             }
-            entry.records = self.state_records(&entry.changes);
-            entry.original = None;
-            entry.acknowledged = false;
-            self.outbox.push(Ticket::State(entry.number), entry.records.clone());
-            self.writing.push_back(entry);
         }
         while self.writing.front().is_some_and(|entry| entry.acknowledged) {
             let Some(entry) = self.writing.pop_front() else { return };
-            let changes = entry.changes.iter().map(|(key, value)| (key.as_str(), value.as_deref()));
-            let applied = self.state.apply(changes);
-            if let Err(error) = &applied {
-                self.board.trouble(error);
-            }
-            let _ = entry.settled.send(applied);
+            self.conclude(entry);
         }
+    }
+
+    /// All that is to be written of an emission is.
+    fn conclude(&self, entry: Entry) {
+        let Entry { changes, settled, .. } = entry;
+        let applied = match changes.is_empty() {
+            true => Ok(()),
+            false => self.state.apply(changes.iter().map(|(key, value)| (key.as_str(), value.as_deref()))),
+        };
+        if let Err(error) = &applied {
+            self.board.trouble(error);
+        }
+        // Nobody need wait for it.
+        let _ = settled.send(applied);
     }
 
     fn tell(&mut self, entry: &Entry) {
@@ -390,7 +377,7 @@ impl Emissions {
         let About { document, version, tombstone } = entry.about.clone();
         match (&entry.dead, &entry.skipped) {
             (None, None) => {
-                self.breaker.count(false);
+                self.breaker.done(1);
                 self.board.done();
                 self.board.event(&Event::Done { document, sent: entry.records.len(), tombstone });
             }
@@ -406,21 +393,11 @@ impl Emissions {
         }
     }
 
-    fn state_records(&self, changes: &StateChanges) -> Vec<OutgoingRecord> {
-        let Some(topic) = &self.shop.plan.state else { return Vec::new() };
-        changes
-            .iter()
-            .map(|(key, value)| {
-                let key = Bytes::copy_from_slice(key.as_bytes());
-                OutgoingRecord::new(topic.clone(), Some(key), value.clone())
-            })
-            .collect()
-    }
-
     /// Sends everything again that is not acknowledged, from the first on, so that
     /// no older record of a key comes after a newer one for good.
     fn send_again(&mut self) {
-        if !self.outbox.is_empty() || self.again_at.is_none_or(|at| at > Instant::now()) {
+        let Out::Plain(outbox) = &mut self.out else { return };
+        if !outbox.is_empty() || self.again_at.is_none_or(|at| at > Instant::now()) {
             return;
         }
         self.again_at = None;
@@ -430,7 +407,7 @@ impl Emissions {
         ] {
             for entry in entries.iter_mut().skip_while(|entry| entry.acknowledged).filter(|entry| !entry.burying) {
                 entry.acknowledged = false;
-                self.outbox.push(ticket(entry.number), entry.records.clone());
+                outbox.push(ticket(entry.number), entry.records.clone());
             }
         }
     }
@@ -441,69 +418,21 @@ async fn is_ended(ended: &mut watch::Receiver<bool>) -> bool {
     ended.wait_for(|ended| *ended).await.is_ok()
 }
 
-async fn make(shop: &Arc<Workshop>, board: &Board, emission: Emission) -> Made {
-    let span = tracing::info_span!("connect", step = %shop.plan.id);
-    let (content, version) = match &emission.content {
-        EmissionContent::Document(doc) => (Content::Document(doc.clone()), doc.version),
-        EmissionContent::Deletion { id, version } => (Content::Deletion(id.clone()), *version),
-        EmissionContent::Unchanged { id } => {
-            let about = About { document: root_id(id).to_owned(), ..About::default() };
-            return Made { emission, about, came: Ok((Vec::new(), Vec::new())) };
-        }
-        EmissionContent::Unreadable { id, version, error } => {
-            let about = About { document: root_id(id).to_owned(), version: *version, tombstone: false };
-            let came = Err(error.duplicate());
-            return Made { emission, about, came };
-        }
+/// Where an emission stands among others, which are in order.
+fn place(entries: &VecDeque<Entry>, number: u64) -> Option<usize> {
+    entries.binary_search_by_key(&number, |entry| entry.number).ok()
+}
+
+fn find(entries: &mut VecDeque<Entry>, number: u64) -> Option<&mut Entry> {
+    let at = place(entries, number)?;
+    entries.get_mut(at)
+}
+
+/// State changes as they are written.
+fn state_records(shop: &Workshop, changes: &StateChanges) -> Vec<OutgoingRecord> {
+    let Some(topic) = &shop.plan.state else { return Vec::new() };
+    let record = |(key, value): &(String, Option<Bytes>)| {
+        OutgoingRecord::new(topic.clone(), Some(Bytes::copy_from_slice(key.as_bytes())), value.clone())
     };
-    let mut failures = 0_u32;
-    loop {
-        match shop.bring_in(copy(&content), version, &span).await {
-            Ok(worked) => {
-                return Made { emission, about: worked.about, came: Ok((worked.records, worked.unable)) };
-            }
-            Err(failed) if failed.patient => {
-                failures = failures.saturating_add(1);
-                board.trouble(&failed.error);
-                tokio::time::sleep(retry::backoff(&retry::patient(), failures)).await;
-            }
-            Err(failed) => return Made { emission, about: failed.about, came: Err(failed.error) },
-        }
-    }
-}
-
-/// Makes a dead letter, for as long as it takes.
-async fn bury(
-    shop: &Workshop,
-    board: &Board,
-    content: &EmissionContent,
-    about: &About,
-    reason: &Reason,
-) -> OutgoingRecord {
-    let mut failures = 0_u32;
-    loop {
-        let letter = match content {
-            EmissionContent::Document(doc) => dead_letter::of_document(shop, doc, reason).await,
-            EmissionContent::Deletion { id, version } | EmissionContent::Unreadable { id, version, .. } => {
-                dead_letter::of_unreadable(shop, id, *version, reason).await
-            }
-            EmissionContent::Unchanged { id } => dead_letter::of_unreadable(shop, id, about.version, reason).await,
-        };
-        match letter {
-            Ok(letter) => return letter,
-            Err(error) => {
-                failures = failures.saturating_add(1);
-                board.trouble(&error.context("a dead letter cannot be made"));
-                tokio::time::sleep(retry::backoff(&retry::patient(), failures)).await;
-            }
-        }
-    }
-}
-
-fn copy(content: &Content) -> Content {
-    match content {
-        Content::Document(doc) => Content::Document(doc.clone()),
-        Content::Deletion(id) => Content::Deletion(id.clone()),
-        Content::Outdated(id) => Content::Outdated(id.clone()),
-    }
+    changes.iter().map(record).collect()
 }
