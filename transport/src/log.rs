@@ -71,12 +71,6 @@ impl Record {
     pub fn bytes(&self) -> usize {
         bytes(self.key.as_ref(), self.value.as_ref(), &self.headers)
     }
-
-    /// Bytes of several.
-    #[must_use]
-    pub fn bytes_of(records: &[Self]) -> usize {
-        records.iter().map(Self::bytes).sum()
-    }
 }
 
 fn bytes(key: Option<&Bytes>, value: Option<&Bytes>, headers: &Headers) -> usize {

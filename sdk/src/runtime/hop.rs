@@ -61,7 +61,26 @@ impl Source {
 /// Headers of what a step sends on for a record: foreign ones as they are and in
 /// order, then ours.
 pub(crate) fn next(record: &Record, source: &Source) -> Headers {
-    let (mut hop, mut stream, mut event_time) = (0, false, false);
+    next_and_whether_named(record, source).0
+}
+
+/// The same for a record that is piped on as it is: where no header says whose it is,
+/// its key does.
+pub(crate) fn piped(record: &Record, source: &Source) -> Headers {
+    let (mut next, named) = next_and_whether_named(record, source);
+    if !named && let Some(key) = record.key.as_ref().filter(|key| is_text(key)) {
+        next.append_ours(headers::DOCUMENT_ID, key.clone());
+    }
+    next
+}
+
+fn is_text(key: &[u8]) -> bool {
+    !key.is_empty() && std::str::from_utf8(key).is_ok()
+}
+
+/// In one pass, as every record takes it.
+fn next_and_whether_named(record: &Record, source: &Source) -> (Headers, bool) {
+    let (mut hop, mut stream, mut event_time, mut named) = (0, false, false, false);
     let mut next = record.headers.copy_of(OURS, |header| {
         match header.name() {
             headers::SOURCE_TOPIC
@@ -75,6 +94,7 @@ pub(crate) fn next(record: &Record, source: &Source) -> Headers {
             }
             headers::STREAM_ID => stream = header.value().is_some(),
             headers::EVENT_TIME => event_time = header.value().is_some(),
+            headers::DOCUMENT_ID => named = true,
             _ => {}
         }
         true
@@ -87,7 +107,7 @@ pub(crate) fn next(record: &Record, source: &Source) -> Headers {
     if !event_time {
         next.set(headers::EVENT_TIME, headers::format_time(record.timestamp));
     }
-    next
+    (next, named)
 }
 
 /// Headers of a document that comes in from outside at `now`, in milliseconds.

@@ -32,6 +32,7 @@ mod stops;
 mod worker;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 pub(crate) use exact::Exact;
 use fuse::Fuse;
@@ -57,6 +58,8 @@ pub(crate) struct Station {
     hands: Arc<Semaphore>,
     /// A worker has news for the pump.
     news: Notify,
+    /// How often something came, went, came to stand still or went on.
+    changes: AtomicU64,
     /// What makes going on with these clients impossible.
     fatal: Mutex<Option<Error>>,
     /// Under `delivery: EXACTLY_ONCE`.
@@ -77,7 +80,18 @@ impl Station {
         let exact = exact.map(Arc::new);
         let hands = Arc::new(Semaphore::new(concurrency.max(1)));
         let fuse = Fuse::new(shop.plan.stop_at_failure_rate);
-        Self { shop, program, producer, board, hands, news: Notify::new(), fatal: Mutex::default(), exact, fuse }
+        let (news, changes, fatal) = (Notify::new(), AtomicU64::new(0), Mutex::default());
+        Self { shop, program, producer, board, hands, news, changes, fatal, exact, fuse }
+    }
+
+    /// A partition came, went, came to stand still or went on.
+    fn has_changed(&self) {
+        self.changes.fetch_add(1, Ordering::Release);
+    }
+
+    /// Grows with each such change.
+    fn changes(&self) -> u64 {
+        self.changes.load(Ordering::Acquire)
     }
 
     /// Whether batches are committed before they are worked on.

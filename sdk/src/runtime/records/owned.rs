@@ -141,7 +141,7 @@ impl Owned {
         self.position = last.offset + 1;
         self.admitted = self.position;
         self.at_end = false;
-        let (records, bytes) = (batch.records.len(), Record::bytes_of(&batch.records));
+        let (records, bytes) = (batch.records.len(), batch.records.iter().map(Record::bytes).sum());
         // A worker that is finishing takes nothing; it is not missed then.
         if self.batches.send((batch, bytes)).is_ok() {
             self.records += records;

@@ -6,9 +6,8 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use bytes::Bytes;
 use parking_lot::Mutex;
-use pipedoc_model::headers::{self, Headers};
+use pipedoc_model::headers::Headers;
 use pipedoc_model::names::Topic;
 use pipedoc_model::partition;
 use pipedoc_model::step::Delivery;
@@ -291,12 +290,7 @@ impl Pipe {
 
     /// Headers of what is piped for a record.
     fn headers(&self, record: &Record) -> Headers {
-        let mut next = hop::next(record, &self.trial.source.named);
-        if !next.contains(headers::DOCUMENT_ID)
-            && let Some(key) = record.key.as_ref().filter(|key| is_text(key))
-        {
-            next.append_ours(headers::DOCUMENT_ID, key.clone());
-        }
+        let mut next = hop::piped(record, &self.trial.source.named);
         if self.trial.traced {
             // Each record has a trace of its own, so each hop a span of its own.
             let span = tracing::debug_span!("pipe", source = %self.source(), offset = record.offset);
@@ -305,8 +299,4 @@ impl Pipe {
         }
         next
     }
-}
-
-fn is_text(key: &Bytes) -> bool {
-    !key.is_empty() && std::str::from_utf8(key).is_ok()
 }

@@ -22,7 +22,7 @@ use super::worker::Task;
 use crate::error::{Error, Result};
 use crate::event::Event;
 use crate::runtime::partitions::Bounds;
-use crate::runtime::status::{Obstacle, PausedPartition, StepState};
+use crate::runtime::status::{Obstacle, StepState};
 use crate::runtime::{Order, retry};
 
 /// How often offsets are committed while work goes on.
@@ -53,12 +53,16 @@ pub(crate) struct RecordPump {
     pub(super) blown: Option<Blown>,
     next_number: u64,
     /// What the board was last told.
-    shown: Option<(bool, i64, Vec<PausedPartition>)>,
+    shown: Option<Shown>,
 }
 
 /// What was to be committed, each with the number of its partition's ownership;
 /// and what came of it.
 type Committing = (Vec<(Commit, u64)>, log::Result<()>);
+
+/// What the board is told, as far as it may have changed: whether all is drained, the
+/// sum of what is committed, the changes of partitions.
+type Shown = (bool, i64, u64);
 
 /// Partitions that are being taken away.
 struct Revoking {
@@ -260,6 +264,7 @@ impl RecordPump {
         let seat = self.seats.entry(assigned.source.clone()).or_insert_with(|| Arc::new(Semaphore::new(1)));
         let owned = Owned::begin(&self.station, assigned, self.next_number, Arc::clone(seat), self.task());
         self.owned.insert(assigned.source.clone(), owned);
+        self.station.has_changed();
         self.came_while_blown(&assigned.source);
     }
 
@@ -277,6 +282,7 @@ impl RecordPump {
     fn abort(&mut self, sources: &[TopicPartition], tell: bool) {
         for source in sources {
             let Some(owned) = self.owned.remove(source) else { continue };
+            self.station.has_changed();
             let finished = owned.abort();
             if finished || !tell {
                 continue;
@@ -380,12 +386,12 @@ impl RecordPump {
         let drained = !self.owned.is_empty()
             && self.owned.values().all(|owned| owned.is_drained() && owned.uncommitted().is_none());
         // Batches come far more often than anybody looks.
-        let committed: i64 = self.owned.values().map(|owned| owned.committed_offset() + owned.number as i64).sum();
-        let now = (drained, committed, self.paused());
-        if self.shown.as_ref() != Some(&now) {
+        let committed: i64 = self.owned.values().map(Owned::committed_offset).sum();
+        let now = (drained, committed, self.station.changes());
+        if self.shown != Some(now) {
             let in_flight = self.owned.values().map(|owned| owned.open().0).sum();
             let places = self.owned.iter().map(|(source, owned)| (source.clone(), owned.committed_offset()));
-            board.progress(in_flight, drained, places, now.2.clone());
+            board.progress(in_flight, drained, places, self.paused());
             self.shown = Some(now);
         }
     }

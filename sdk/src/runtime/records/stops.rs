@@ -39,6 +39,7 @@ impl Worker {
         };
         self.queue.push_front(load.anew());
         self.progress.stop(paused.clone());
+        self.station.has_changed();
         self.station.board.event(&Event::PartitionPaused(paused));
         self.station.news.notify_one();
     }
@@ -56,6 +57,7 @@ impl RecordPump {
             board.event(&Event::PartitionPaused(of_rate(source, &blown)));
         }
         self.blown = Some(blown);
+        self.station.has_changed();
     }
 
     /// A partition came while the step stands still.
@@ -79,6 +81,7 @@ impl RecordPump {
         self.station.fuse.mend();
         self.blown = None;
         self.owned.values().for_each(Owned::resume);
+        self.station.has_changed();
         for PausedPartition { partition: source, .. } in paused {
             self.station.board.event(&Event::PartitionResumed { source });
         }

@@ -382,7 +382,8 @@ impl Worker {
         let records = batch.records.iter().cloned();
         let (gone, rest): (Vec<Record>, Vec<Record>) = records.partition(|record| done.contains(&record.offset));
         let next = rest.first().map_or(load.next, |first| first.offset);
-        let (records, bytes) = (gone.len().min(load.records), Record::bytes_of(&gone).min(load.bytes));
+        let held: usize = gone.iter().map(Record::bytes).sum();
+        let (records, bytes) = (gone.len().min(load.records), held.min(load.bytes));
         let rest = (!rest.is_empty()).then(|| Arc::new(RecordBatch { source: batch.source.clone(), records: rest }));
         let gone = RecordBatch { source: batch.source.clone(), records: gone };
         self.pass(
