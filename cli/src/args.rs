@@ -43,7 +43,7 @@ pub enum OutputFormat {
 pub enum Command {
     /// Runs a pipeline in this process, to the end, and sums up what came of it.
     Run(RunArgs),
-    /// Runs an engine: reads pipelines from a folder and tells modules what to do.
+    /// Runs an engine: reads pipelines from a folder or Consul and tells modules what to do.
     Engine(EngineArgs),
     /// Runs one instance of a built-in module, told by engines what to do.
     Module(ModuleArgs),
@@ -133,7 +133,7 @@ pub struct EngineArgs {
     /// Address to serve gRPC on.
     #[arg(long, value_name = "ADDRESS", env = "PIPEDOC_LISTEN", default_value = "127.0.0.1:7400")]
     pub listen: std::net::SocketAddr,
-    /// Value of a variable for pipelines picked up from the folder; may be repeated.
+    /// Value of a variable for pipelines picked up from the folder or Consul; may be repeated.
     #[arg(long = "var", value_name = "NAME=VALUE", value_parser = parse_variable)]
     pub variables: Vec<(String, String)>,
 }

@@ -49,7 +49,9 @@ pub async fn engine(address: &str) -> anyhow::Result<tonic::transport::Channel> 
                 tokio::time::sleep(std::time::Duration::from_millis(100)).await;
             }
             Err(error) => {
-                let context = format!("no engine answers at {address}; start one with `pipedoc engine`");
+                let context = format!(
+                    "no engine answers at {address}: start one with `pipedoc engine`; one that was started listens once Consul and the log answer it, and says in its log what it waits for"
+                );
                 return Err(anyhow::Error::new(error).context(context));
             }
         }

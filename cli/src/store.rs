@@ -7,9 +7,10 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use clap::Args as ClapArgs;
 use pipedoc_engine::consul::{ConsulSettings, ConsulStore, Token};
-use pipedoc_engine::store::Store;
 use pipedoc_engine::store::folder::FolderStore;
+use pipedoc_engine::store::{Error, Store};
 use pipedoc_model::names::ClusterName;
+use pipedoc_sdk::units;
 
 use crate::exit::Refused;
 
@@ -63,13 +64,17 @@ impl StoreArgs {
             match store.probe().await {
                 Ok(()) => return Ok(Arc::new(store)),
                 Err(error) if !error.is_retryable() => return Err(refused(&error)),
-                Err(error) if wait.is_some_and(|wait| since.elapsed() >= wait) => {
-                    return Err(anyhow::Error::new(error).context("Consul cannot be used; giving up after --wait"));
-                }
+                Err(error) if wait.is_some_and(|wait| since.elapsed() >= wait) => return Err(given_up(error)),
                 Err(_) => {
                     // What is wrong with it is told in the log.
                     if !std::mem::replace(&mut told, true) {
-                        crate::show::tell!("waiting for Consul at {address}");
+                        let limit = wait.map_or_else(
+                            || "--wait 30s would give up after that".to_owned(),
+                            |wait| format!("for {} at most", units::Duration(wait)),
+                        );
+                        crate::show::tell!(
+                            "waiting for Consul at {address}, {limit}; until it answers this engine does not listen, and `pipedoc status` does not find it"
+                        );
                     }
                     tokio::time::sleep(AGAIN).await;
                 }
@@ -90,6 +95,15 @@ impl StoreArgs {
         let from =
             self.consul_token_file.as_ref().map_or("PIPEDOC_CONSUL_TOKEN".into(), |path| path.display().to_string());
         Ok(Some(Token::new(&text).map_err(|error| Refused(format!("{from}: {error}")))?))
+    }
+}
+
+/// Why the engine is not started; it speaks of nothing that runs, as a running one does.
+fn given_up(error: Error) -> anyhow::Error {
+    match error {
+        Error::Unreachable { address, source, .. } => anyhow::Error::new(source)
+            .context(format!("Consul at {address} did not answer within --wait; the engine is not started")),
+        error => anyhow::Error::new(error).context("Consul cannot be used within --wait; the engine is not started"),
     }
 }
 

@@ -51,8 +51,8 @@ pub struct LogArgs {
     #[arg(long = "kafka-setting", value_name = "NAME=VALUE")]
     pub kafka_setting: Vec<KafkaSetting>,
 
-    /// How long to wait at the start for a Kafka that cannot be reached (`30s`).
-    /// Default: for as long as it takes.
+    /// How long to wait at the start for a Kafka, and in an engine for a Consul, that
+    /// cannot be reached (`30s`). Default: for as long as it takes.
     #[arg(long, env = "PIPEDOC_WAIT", value_name = "DURATION")]
     pub wait: Option<units::Duration>,
 }
