@@ -5,6 +5,7 @@
 //! and a changed default is one.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use pipedoc_model::names::ClusterName;
 use pipedoc_model::pipeline;
@@ -12,6 +13,7 @@ use pipedoc_model::plan::{Controls, Plan, plan};
 use pipedoc_model::problem::Problems;
 use pipedoc_model::registry::Modules;
 use pipedoc_proto::v1::GetResponse;
+use pipedoc_sdk::units;
 use serde::Serialize;
 use serde_json::Value;
 use similar::TextDiff;
@@ -37,7 +39,6 @@ pub struct Comparison {
     /// What that means; none when a text cannot be read by this version.
     meaning: Option<Meaning>,
     /// Why it cannot.
-    #[serde(skip_serializing_if = "Option::is_none")]
     unreadable: Option<String>,
 }
 
@@ -55,7 +56,6 @@ struct Change {
     name: String,
     change: Kind,
     /// What of it differs, when both have it.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
     fields: Vec<Field>,
 }
 
@@ -180,7 +180,28 @@ fn planned(side: &GetResponse) -> Result<Plan, String> {
 
 fn steps(plan: &Plan) -> Result<Named, String> {
     let value = |step| serde_json::to_value(step).map_err(|error: serde_json::Error| error.to_string());
-    plan.steps.iter().map(|step| Ok((step.id.step.to_string(), value(step)?))).collect()
+    plan.steps.iter().map(|step| Ok((step.id.step.to_string(), with_units(value(step)?)))).collect()
+}
+
+/// Fields of a step that are durations in milliseconds, and sizes in bytes.
+const DURATIONS: [&str; 5] = ["/timeout", "/revoke_grace", "/retries/initial", "/retries/max", "/batch/wait"];
+const SIZES: [&str; 3] = ["/claim_threshold", "/hydrate_max", "/batch/bytes"];
+
+/// A step with its durations and sizes as people write them.
+fn with_units(mut step: Value) -> Value {
+    let mut write = |at: &str, as_text: fn(u64) -> String| {
+        let Some(value) = step.pointer_mut(at) else { return };
+        if let Some(number) = value.as_u64() {
+            *value = as_text(number).into();
+        }
+    };
+    for at in DURATIONS {
+        write(at, |millis| units::Duration(Duration::from_millis(millis)).to_string());
+    }
+    for at in SIZES {
+        write(at, |bytes| units::Size(bytes).to_string());
+    }
+    step
 }
 
 fn topics(plan: &Plan) -> Result<Named, String> {
@@ -271,6 +292,18 @@ steps:
             |name: &str, change: &str| text.lines().any(|line| line.split_whitespace().take(2).eq([name, change]));
         assert!(row("keep", "added") && row("store", "removed") && row("parse", "changed"), "{text}");
         assert!(row("local.shelf.keep", "added") && row("local.shelf.store", "removed"), "{text}");
+    }
+
+    #[test]
+    fn durations_and_sizes_are_shown_as_they_are_written() {
+        let with = |settings: &str| TEXT.replace("name: store,", &format!("name: store, {settings},"));
+        let before = with("timeout: 30s, batch: {records: 10, bytes: 1MiB, wait: 500ms}, config: {timeout: 7}");
+        let after = with("timeout: 50s, batch: {records: 10, bytes: 8MiB, wait: 2s}, config: {timeout: 8}");
+        let text = Comparison::of(&side(1, &before), &side(2, &after)).to_text();
+        for change in ["timeout 30s → 50s", "batch.bytes 1MiB → 8MiB", "batch.wait 500ms → 2s", "config.timeout 7 → 8"]
+        {
+            assert!(text.contains(change), "{change} in\n{text}");
+        }
     }
 
     #[test]
