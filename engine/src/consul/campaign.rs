@@ -200,12 +200,24 @@ impl Campaign {
                 }
                 Err(_) => return,
             }
-            // The key itself may have been taken away by hand.
-            if let Ok(answer) = self.client.read(&self.key, None).await
-                && answer.value.is_none_or(|pair| pair.session.as_deref() != Some(session))
-            {
+            if !self.still_ours(session).await {
                 return;
             }
         }
+    }
+
+    /// Whether the key is held by the session, as far as can be told: it may have been
+    /// taken away by hand. Where only its value is another's, as after an import of what
+    /// was exported before, it is put right.
+    async fn still_ours(&self, session: &str) -> bool {
+        let Ok(answer) = self.client.read(&self.key, None).await else { return true };
+        let Some(held) = answer.value.filter(|pair| pair.session.as_deref() == Some(session)) else { return false };
+        let address = self.candidate.address.as_bytes();
+        if held.value != address
+            && let Err(failure) = self.client.acquire(&self.key, address, session).await
+        {
+            tracing::debug!(%failure, "the leader's key names another engine still");
+        }
+        true
     }
 }

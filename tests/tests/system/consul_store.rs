@@ -143,6 +143,23 @@ async fn one_of_two_leads_and_a_write_of_the_one_before_is_refused() {
 }
 
 #[tokio::test]
+async fn a_leaders_key_that_was_imported_names_who_leads_again() {
+    let Some(consul) = consul::shared("a_leaders_key_that_was_imported") else { return };
+    let one = store(consul, "imported");
+    let mut leadership = one.campaign(candidate("one"));
+    tokio::time::timeout(LONG, leadership.wait_for(|state| state.lease().is_some())).await.unwrap().unwrap();
+    let lease = leadership.borrow().lease().cloned();
+    consul.run(&["kv", "put", "pipedoc/imported/leader", "another:1"]);
+    eventually("the key names who leads", LONG, || async {
+        let found = one.get(&Key::new(&["leader"])).await.unwrap()?;
+        (found.text == "one:1").then_some(())
+    })
+    .await;
+    assert_eq!(leadership.borrow().lease().cloned(), lease, "it led all the time");
+    one.close().await;
+}
+
+#[tokio::test]
 async fn a_leader_that_stops_hands_over_at_once() {
     let Some(consul) = consul::shared("a_leader_that_stops_hands_over_at_once") else { return };
     let (one, other) = (store(consul, "handover"), store(consul, "handover"));
