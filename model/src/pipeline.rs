@@ -34,6 +34,8 @@ pub struct Parsed {
     pub config: PipelineConfig,
     /// What the operator should know though it was taken.
     pub warnings: Vec<Problem>,
+    /// Those of the warnings that say of a module that it was never seen.
+    pub unseen: Vec<Problem>,
 }
 
 /// Reads a pipeline text, YAML or JSON.
@@ -55,9 +57,10 @@ pub fn parse(
 ) -> Result<Parsed, Problems> {
     let mut findings = Findings::default();
     let config = read(text, variables, modules, strict, &mut findings);
+    let unseen = sorted(findings.unseen.clone(), file);
     let (errors, warnings) = findings.sorted(file);
     match config {
-        Some(config) if errors.is_empty() => Ok(Parsed { config, warnings }),
+        Some(config) if errors.is_empty() => Ok(Parsed { config, warnings, unseen }),
         _ if errors.is_empty() => Err(Problems(vec![Problem {
             file: file.to_owned(),
             message: "the pipeline cannot be read".to_owned(),
@@ -115,6 +118,8 @@ pub fn check_module_config(schema: &serde_json::Value, config: &serde_json::Valu
 struct Findings {
     errors: Vec<Problem>,
     warnings: Vec<Problem>,
+    /// Warnings of modules that were never seen.
+    unseen: Vec<Problem>,
     /// Values that a mistake has left unknown: nothing more is said of them.
     unknown: Vec<tree::Path>,
 }
@@ -138,20 +143,26 @@ impl Findings {
         self.warnings.push(problem(tree.position(path), path, message.into()));
     }
 
+    /// Notes at a node of the tree that a module was never seen.
+    fn unseen(&mut self, tree: &tree::Node, path: &tree::Path, message: String) {
+        self.unseen.push(problem(tree.position(path), path, message));
+    }
+
     /// Errors and warnings in the order of the text, each once.
     fn sorted(self, file: &str) -> (Vec<Problem>, Vec<Problem>) {
-        let sort = |mut list: Vec<Problem>| {
-            for problem in &mut list {
-                file.clone_into(&mut problem.file);
-            }
-            list.sort_by(|a, b| {
-                (a.line, a.column, &a.field, &a.message).cmp(&(b.line, b.column, &b.field, &b.message))
-            });
-            list.dedup();
-            list
-        };
-        (sort(self.errors), sort(self.warnings))
+        let warnings = [self.warnings, self.unseen].concat();
+        (sorted(self.errors, file), sorted(warnings, file))
     }
+}
+
+/// Problems of a file in the order of its text, each once.
+fn sorted(mut list: Vec<Problem>, file: &str) -> Vec<Problem> {
+    for problem in &mut list {
+        file.clone_into(&mut problem.file);
+    }
+    list.sort_by(|a, b| (a.line, a.column, &a.field, &a.message).cmp(&(b.line, b.column, &b.field, &b.message)));
+    list.dedup();
+    list
 }
 
 fn problem(at: tree::Position, path: &tree::Path, message: String) -> Problem {

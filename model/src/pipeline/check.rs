@@ -156,15 +156,19 @@ impl<'a> Checker<'a> {
                     let names: Vec<_> = self.modules.keys().map(ModuleName::as_str).collect();
                     format!("; known are {}", names.join(", "))
                 }
-                _ => hint,
+                (true, true) => "; none is known yet".to_owned(),
+                (false, _) => hint,
             };
             let here = at.field("module");
             if self.strict {
                 self.error(&here, format!("no module is named {:?}{known}", module.as_str()));
             } else {
-                let message =
-                    format!("module {:?} was never seen; the step waits until it registers{known}", module.as_str());
-                self.findings.warning(self.tree, &here, message);
+                let who = step.name.as_ref().map_or_else(|| "the step".to_owned(), |name| format!("step {name}"));
+                let message = format!(
+                    "module {:?} was never seen; {who} waits until one of that name is started{known}",
+                    module.as_str()
+                );
+                self.findings.unseen(self.tree, &here, message);
             }
             return;
         };
