@@ -45,16 +45,19 @@ pub async fn main(args: ApplyArgs, output: OutputFormat) -> anyhow::Result<ExitC
     }
     let expected = args.terms.expect.unwrap_or(looked.revision);
     let request = ApplyRequest { dry_run: false, expected_revision: Some(expected), ..request };
-    let answer = client.apply(request).await.map_err(connect::said)?.into_inner();
+    let answer = client.apply(request.clone()).await.map_err(connect::said)?.into_inner();
+    let lost_a_race = answer.conflict.is_some() && args.terms.expect.is_none();
+    let same = if lost_a_race { same_already(&mut client, request).await? } else { None };
+    let answer = same.unwrap_or(answer);
     if let Some(refused) = accepted(&mut client, &answer, output).await? {
         return Ok(refused);
     }
     match output {
         OutputFormat::Json => say!(
             "{}",
-            serde_json::json!({"pipeline": answer.pipeline, "revision": answer.revision, "generation": answer.generation, "replaced": looked.revision, "dry_run": false})
+            serde_json::json!({"pipeline": answer.pipeline, "revision": answer.revision, "generation": answer.generation, "replaced": looked.revision, "unchanged": answer.unchanged, "dry_run": false})
         ),
-        OutputFormat::Text if answer.revision == looked.revision => {
+        OutputFormat::Text if answer.unchanged => {
             say!("pipeline {} is revision {} already; nothing was changed", answer.pipeline, answer.revision);
         }
         OutputFormat::Text => {
@@ -68,7 +71,7 @@ pub async fn main(args: ApplyArgs, output: OutputFormat) -> anyhow::Result<ExitC
 pub async fn rollback(args: RollbackArgs, output: OutputFormat) -> anyhow::Result<ExitCode> {
     let request = RollbackRequest {
         pipeline: args.pipeline,
-        revision: args.to.unwrap_or(0),
+        revision: args.to,
         expected_revision: args.terms.expect,
         abandon: args.terms.abandon,
         by: by(&args.terms),
@@ -78,23 +81,26 @@ pub async fn rollback(args: RollbackArgs, output: OutputFormat) -> anyhow::Resul
     if let Some(refused) = accepted(&mut client, &answer, output).await? {
         return Ok(refused);
     }
-    let get = GetRequest { pipeline: answer.pipeline.clone(), revision: answer.revision };
-    let made = client.get(get).await.map_err(connect::said)?.into_inner().summary.unwrap_or_default();
+    let rollback_of = if answer.unchanged {
+        0
+    } else {
+        let get = GetRequest { pipeline: answer.pipeline.clone(), revision: Some(answer.revision) };
+        client.get(get).await.map_err(connect::said)?.into_inner().summary.map_or(0, |made| made.rollback_of)
+    };
+    let ApplyResponse { pipeline, revision, generation, unchanged, .. } = answer;
     match output {
         OutputFormat::Json => say!(
             "{}",
-            serde_json::json!({"pipeline": answer.pipeline, "revision": answer.revision, "generation": answer.generation, "rollback_of": made.rollback_of})
+            serde_json::json!({"pipeline": pipeline, "revision": revision, "generation": generation, "unchanged": unchanged, "rollback_of": rollback_of})
         ),
-        OutputFormat::Text => say!(
-            "pipeline {} is revision {} (generation {}), {}",
-            answer.pipeline,
-            answer.revision,
-            answer.generation,
-            match made.rollback_of {
-                0 => "which has that text already".to_owned(),
-                of => format!("with the text of revision {of}"),
-            }
-        ),
+        OutputFormat::Text if unchanged => {
+            say!("pipeline {pipeline} is still revision {revision}, which has that text; nothing was changed");
+        }
+        OutputFormat::Text => {
+            say!(
+                "pipeline {pipeline} is revision {revision} (generation {generation}), with the text of revision {rollback_of}"
+            );
+        }
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -105,7 +111,7 @@ pub async fn delete(args: DeleteArgs, output: OutputFormat) -> anyhow::Result<Ex
     let expected = match args.terms.expect {
         Some(expected) => expected,
         None => {
-            let get = GetRequest { pipeline: args.pipeline.clone(), revision: 0 };
+            let get = GetRequest { pipeline: args.pipeline.clone(), revision: None };
             client.get(get).await.map_err(connect::said)?.into_inner().revision
         }
     };
@@ -133,6 +139,13 @@ pub async fn delete(args: DeleteArgs, output: OutputFormat) -> anyhow::Result<Ex
     Ok(ExitCode::SUCCESS)
 }
 
+/// Of a lost race, whether the other one wanted the same: then all is as it should be.
+async fn same_already(client: &mut Client, request: ApplyRequest) -> anyhow::Result<Option<ApplyResponse>> {
+    let request = ApplyRequest { dry_run: true, expected_revision: None, ..request };
+    let looked = client.apply(request).await.map_err(connect::said)?.into_inner();
+    Ok(looked.unchanged.then_some(looked))
+}
+
 /// Shows what an apply would do.
 async fn would_be(
     client: &mut Client,
@@ -143,7 +156,7 @@ async fn would_be(
     let current = match looked.revision {
         0 => None,
         revision => {
-            let get = GetRequest { pipeline: looked.pipeline.clone(), revision };
+            let get = GetRequest { pipeline: looked.pipeline.clone(), revision: Some(revision) };
             Some(client.get(get).await.map_err(connect::said)?.into_inner())
         }
     };
@@ -159,7 +172,7 @@ async fn would_be(
     match output {
         OutputFormat::Json => say!(
             "{}",
-            serde_json::json!({"pipeline": looked.pipeline, "revision": looked.revision, "generation": looked.generation, "dry_run": true, "changes": changes})
+            serde_json::json!({"pipeline": looked.pipeline, "revision": looked.revision, "generation": looked.generation, "unchanged": looked.unchanged, "dry_run": true, "changes": changes})
         ),
         OutputFormat::Text => {
             if let Some(changes) = &changes {
@@ -200,7 +213,7 @@ async fn refused(
     let changes = match &conflict.current {
         Some(current) if conflict.expected > 0 => {
             let mut get = async |revision| {
-                let request = GetRequest { pipeline: pipeline.to_owned(), revision };
+                let request = GetRequest { pipeline: pipeline.to_owned(), revision: Some(revision) };
                 // It may be gone by now; then there is only less to show.
                 client.get(request).await.ok().map(tonic::Response::into_inner)
             };

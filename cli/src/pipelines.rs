@@ -15,10 +15,10 @@ use crate::show::{self, say};
 
 /// Runs `get`.
 pub async fn get(args: GetArgs, output: OutputFormat) -> anyhow::Result<ExitCode> {
-    let request = GetRequest { pipeline: args.pipeline, revision: args.revision.unwrap_or(0) };
+    let request = GetRequest { pipeline: args.pipeline, revision: args.revision };
     let got = connect::control(&args.engine).await?.get(request).await.map_err(connect::said)?.into_inner();
     match output {
-        OutputFormat::Json => say!("{}", json("pipedoc.v1.GetResponse", &got)?),
+        OutputFormat::Json => say!("{}", show::json("pipedoc.v1.GetResponse", &got)?),
         // As it is, without a line feed of ours. A reader that has gone away is no error.
         OutputFormat::Text => drop(std::io::stdout().write_all(got.text.as_bytes())),
     }
@@ -30,7 +30,7 @@ pub async fn history(args: HistoryArgs, output: OutputFormat) -> anyhow::Result<
     let request = HistoryRequest { pipeline: args.pipeline };
     let history = connect::control(&args.engine).await?.history(request).await.map_err(connect::said)?.into_inner();
     match output {
-        OutputFormat::Json => say!("{}", json("pipedoc.v1.HistoryResponse", &history)?),
+        OutputFormat::Json => say!("{}", show::json("pipedoc.v1.HistoryResponse", &history)?),
         OutputFormat::Text => print(&history),
     }
     Ok(ExitCode::SUCCESS)
@@ -39,15 +39,15 @@ pub async fn history(args: HistoryArgs, output: OutputFormat) -> anyhow::Result<
 /// Runs `diff`.
 pub async fn diff(args: DiffArgs, output: OutputFormat) -> anyhow::Result<ExitCode> {
     let mut client = connect::control(&args.engine).await?;
-    let mut get = async |revision| {
+    let mut get = async |revision: Option<u64>| {
         let request = GetRequest { pipeline: args.pipeline.clone(), revision };
         client.get(request).await.map(tonic::Response::into_inner).map_err(connect::said)
     };
-    let to = get(args.to.unwrap_or(0)).await?;
+    let to = get(args.to).await?;
     let before = to.summary.as_ref().map_or(0, |summary| summary.replaces);
     let from = match args.from {
-        Some(from) => get(from).await?,
-        None if before > 0 => get(before).await?,
+        Some(from) => get(Some(from)).await?,
+        None if before > 0 => get(Some(before)).await?,
         None => {
             let message = format!(
                 "revision {} of pipeline {} is its first; there is nothing to compare it with",
@@ -77,7 +77,7 @@ pub fn describe(revision: &RevisionSummary) -> String {
 
 /// A revision's summary for machines.
 pub fn summary_json(summary: &RevisionSummary) -> anyhow::Result<serde_json::Value> {
-    json("pipedoc.v1.RevisionSummary", summary)
+    show::json("pipedoc.v1.RevisionSummary", summary)
 }
 
 fn print(history: &HistoryResponse) {
@@ -124,8 +124,4 @@ fn applied_at(revision: &RevisionSummary) -> String {
 fn moment(seconds: i64) -> String {
     let moment = OffsetDateTime::from_unix_timestamp(seconds).ok();
     moment.and_then(|moment| moment.format(&Rfc3339).ok()).unwrap_or_else(|| seconds.to_string())
-}
-
-fn json(name: &str, message: &impl prost::Message) -> anyhow::Result<serde_json::Value> {
-    Ok(pipedoc_proto::json::message_to_json(name, &message.encode_to_vec())?)
 }

@@ -6,7 +6,7 @@ use pipedoc_proto::v1::{ResumeRequest, ResumeResponse};
 
 use crate::args::{OutputFormat, ResumeArgs};
 use crate::connect;
-use crate::show::say;
+use crate::show::{self, say};
 
 /// Runs the command.
 pub async fn main(args: ResumeArgs, output: OutputFormat) -> anyhow::Result<ExitCode> {
@@ -14,10 +14,7 @@ pub async fn main(args: ResumeArgs, output: OutputFormat) -> anyhow::Result<Exit
     let request = ResumeRequest { pipeline: args.pipeline, step: args.step.unwrap_or_default() };
     let resumed = client.resume(request).await.map_err(connect::said)?.into_inner();
     match output {
-        OutputFormat::Json => {
-            let bytes = prost::Message::encode_to_vec(&resumed);
-            say!("{}", pipedoc_proto::json::message_to_json("pipedoc.v1.ResumeResponse", &bytes)?);
-        }
+        OutputFormat::Json => say!("{}", show::json("pipedoc.v1.ResumeResponse", &resumed)?),
         OutputFormat::Text => print(&resumed),
     }
     Ok(ExitCode::SUCCESS)

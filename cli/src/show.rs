@@ -1,4 +1,5 @@
-//! Writes lines to standard output and standard error, and rows as a table that fits the text.
+//! Writes lines to standard output and standard error, rows as a table that fits the
+//! text, messages as JSON.
 
 use std::io::Write;
 
@@ -28,6 +29,11 @@ pub fn line(text: &str) {
 /// Writes a line to standard error. A reader that has gone away is no error of ours.
 pub fn aside(text: &str) {
     let _ = writeln!(std::io::stderr(), "{text}");
+}
+
+/// A message as JSON, with its zeros and empty lists: machines find every field.
+pub fn json(name: &str, message: &impl prost::Message) -> anyhow::Result<serde_json::Value> {
+    Ok(pipedoc_proto::json::message_to_whole_json(name, &message.encode_to_vec())?)
 }
 
 /// Prints a table: columns as wide as their widest cell, the last one as it is.

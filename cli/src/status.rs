@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::time::SystemTime;
 
 use pipedoc_proto::v1::pipeline_control_client::PipelineControlClient;
-use pipedoc_proto::v1::{PipelineStatus, StatusRequest, StatusResponse, StepState, StepStatus, StepType};
+use pipedoc_proto::v1::{EngineStatus, PipelineStatus, StatusRequest, StatusResponse, StepState, StepStatus, StepType};
 
 use crate::args::{OutputFormat, StatusArgs};
 use crate::show::say;
@@ -16,11 +16,7 @@ pub async fn main(args: StatusArgs, output: OutputFormat) -> anyhow::Result<Exit
     let request = StatusRequest { pipeline: args.pipeline.unwrap_or_default() };
     let status = client.status(request).await.map_err(connect::said)?.into_inner();
     match output {
-        OutputFormat::Json => {
-            let bytes = prost::Message::encode_to_vec(&status);
-            let value = pipedoc_proto::json::message_to_json("pipedoc.v1.StatusResponse", &bytes)?;
-            say!("{value}");
-        }
+        OutputFormat::Json => say!("{}", show::json("pipedoc.v1.StatusResponse", &status)?),
         OutputFormat::Text => print(&status),
     }
     Ok(ExitCode::SUCCESS)
@@ -28,8 +24,12 @@ pub async fn main(args: StatusArgs, output: OutputFormat) -> anyhow::Result<Exit
 
 fn print(status: &StatusResponse) {
     say!("cluster {}, generation {}", status.cluster, status.generation);
+    say!("engines: {}", engines(&status.engines));
     for problem in &status.problems {
         say!("problem: {}", plan::problem(problem));
+    }
+    for warning in &status.warnings {
+        say!("warning: {}", plan::problem(warning));
     }
     for pipeline in &status.pipelines {
         match pipeline.revision {
@@ -85,6 +85,18 @@ fn print(status: &StatusResponse) {
     if status.pipelines.is_empty() {
         say!("no pipelines; apply one with `pipedoc apply FILE`");
     }
+}
+
+/// The engines, and which of them leads.
+fn engines(engines: &[EngineStatus]) -> String {
+    let described = engines.iter().map(|engine| {
+        let notes =
+            [(engine.answers, "this one"), (engine.leads, "leads"), (!engine.healthy, "fails its health check")];
+        let notes: Vec<_> = notes.into_iter().filter_map(|(holds, note)| holds.then_some(note)).collect();
+        if notes.is_empty() { engine.address.clone() } else { format!("{} ({})", engine.address, notes.join(", ")) }
+    });
+    let nobody = (!engines.iter().any(|engine| engine.leads)).then(|| "none is known to lead".to_owned());
+    described.chain(nobody).collect::<Vec<_>>().join(", ")
 }
 
 /// Partitions of a pipeline that stand still by themselves.

@@ -152,7 +152,7 @@ impl Follower {
     /// Takes its place at the end of every topic of the pipeline.
     async fn start(args: &SubmitArgs, channel: Channel) -> anyhow::Result<Self> {
         let mut client = PipelineControlClient::new(channel);
-        let get = GetRequest { pipeline: args.pipeline.clone(), revision: 0 };
+        let get = GetRequest { pipeline: args.pipeline.clone(), revision: None };
         let pipeline = client.get(get).await.map_err(connect::said)?.into_inner();
         let status = client.status(StatusRequest::default()).await.map_err(connect::said)?.into_inner();
         let variables: BTreeMap<_, _> = pipeline.variables.into_iter().collect();

@@ -220,11 +220,21 @@ impl Catalog {
         self.store.put(&head_key(), &text, expected, lease).await.map(drop)
     }
 
+    /// Size of a revision as it is written and the most there may be, in bytes, where it
+    /// is more than that.
+    #[must_use]
+    pub fn excess(&self, revision: &Revision) -> Option<(usize, usize)> {
+        let limit = self.store.value_limit()?;
+        let size = revision.to_text().ok()?.len();
+        (size > limit).then_some((size, limit))
+    }
+
     /// Writes a revision and gives its number; the newest one's when that is the same
     /// already: another engine may be about to name it in the head.
     ///
     /// # Errors
-    /// When the store cannot be written; [`Error::TooLarge`] when it cannot hold it.
+    /// When the store cannot be written; [`Error::TooLarge`] when it cannot hold it,
+    /// which [`Catalog::excess`] tells before.
     pub async fn add_revision(&self, pipeline: &PipelineName, revision: &Revision) -> Result<u64> {
         let same = |newest: &Revision| newest.repeats(revision);
         self.add(Kind::Revision, pipeline.as_str(), revision, same).await

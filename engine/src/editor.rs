@@ -72,6 +72,8 @@ pub(crate) struct Applied {
     pub(crate) revision: u64,
     pub(crate) generation: Generation,
     pub(crate) warnings: Vec<Problem>,
+    /// Whether all of it was so already.
+    pub(crate) unchanged: bool,
 }
 
 /// A change that was not made.
@@ -84,8 +86,6 @@ pub(crate) enum NotApplied {
         expected: u64,
         current: Option<Box<(u64, Revision)>>,
     },
-    /// There is no such pipeline; those there are.
-    Unknown(Vec<PipelineName>),
     Store(Error),
 }
 
@@ -114,8 +114,7 @@ impl Editor {
     }
 
     /// Validates a text and makes it the newest revision of its pipeline. A text
-    /// that is the current revision's is taken and changes nothing, whatever was
-    /// expected: a caller who never heard the answer may ask again.
+    /// that is the current revision's is taken and changes nothing.
     pub(crate) async fn apply(&self, proposal: Proposal, now: i64) -> Result<Applied, NotApplied> {
         loop {
             let current = self.catalog.head().await?;
@@ -130,10 +129,12 @@ impl Editor {
                 Revision::new(text.clone(), file.clone(), variables.clone(), parsed.config.steps.len(), made);
             let known = self.current_revision(head, &name).await?;
             let generation = head.map_or(Generation(0), |head| head.generation);
-            if let Some((number, _)) = known.as_ref().filter(|(_, known)| known.same_as(&revision)) {
-                return Ok(Applied { pipeline: name, revision: *number, generation, warnings: parsed.warnings });
-            }
             check_expected(&name, terms.expected, known.as_ref())?;
+            if let Some((number, _)) = known.as_ref().filter(|(_, known)| known.same_as(&revision)) {
+                let (revision, warnings) = (*number, parsed.warnings);
+                return Ok(Applied { pipeline: name, revision, generation, warnings, unchanged: true });
+            }
+            self.check_size(&revision).map_err(NotApplied::Refused)?;
             self.check_topics(&parsed.config, file).await.map_err(NotApplied::Refused)?;
             if let Some((_, known)) = known.as_ref().filter(|_| !terms.abandon) {
                 self.check_backlog(known, Some(&parsed.config), ABANDON).await.map_err(NotApplied::Refused)?;
@@ -142,9 +143,10 @@ impl Editor {
             parsed.warnings.extend(self.loss(head));
             if *dry_run {
                 let revision = known.map_or(0, |(number, _)| number);
-                return Ok(Applied { pipeline: name, revision, generation, warnings: parsed.warnings });
+                let warnings = parsed.warnings;
+                return Ok(Applied { pipeline: name, revision, generation, warnings, unchanged: false });
             }
-            let number = self.catalog.add_revision(&name, &revision).await.map_err(|error| too_large(error, file))?;
+            let number = self.catalog.add_revision(&name, &revision).await?;
             let mut next = self.next(current.as_ref()).await?;
             next.pipelines.insert(name.clone(), number);
             next.deleted.remove(&name);
@@ -152,8 +154,8 @@ impl Editor {
                 Ok(()) => {
                     tracing::info!(pipeline = %name, revision = number, generation = %next.generation, ?road, by = terms.by, "applied");
                     self.forget_old_revisions(&name, number).await;
-                    let warnings = parsed.warnings;
-                    return Ok(Applied { pipeline: name, revision: number, generation: next.generation, warnings });
+                    let (revision, generation, warnings) = (number, next.generation, parsed.warnings);
+                    return Ok(Applied { pipeline: name, revision, generation, warnings, unchanged: false });
                 }
                 Err(Error::Conflict { .. }) => {}
                 Err(error) => return Err(error.into()),
@@ -161,14 +163,19 @@ impl Editor {
         }
     }
 
-    /// Removes a pipeline from the head. Its topics, revisions and what is left in the
-    /// inbox are not touched here.
-    pub(crate) async fn delete(&self, name: &PipelineName, terms: &Terms, now: i64) -> Result<Applied, NotApplied> {
+    /// Removes a pipeline from the head; none: there is no such pipeline. Its topics,
+    /// revisions and what is left in the inbox are not touched here.
+    pub(crate) async fn delete(
+        &self,
+        name: &PipelineName,
+        terms: &Terms,
+        now: i64,
+    ) -> Result<Option<Applied>, NotApplied> {
         loop {
             let current = self.catalog.head().await?;
             let head = current.as_ref().map(|current| &current.head);
             let Some((revision, known)) = self.current_revision(head, name).await? else {
-                return Err(NotApplied::Unknown(head.iter().flat_map(|head| head.pipelines.keys().cloned()).collect()));
+                return Ok(None);
             };
             check_expected(name, terms.expected, Some(&(revision, known.clone())))?;
             if !terms.abandon {
@@ -180,12 +187,22 @@ impl Editor {
                 Ok(()) => {
                     let generation = next.generation;
                     tracing::info!(pipeline = %name, revision, %generation, by = terms.by, "deleted; its topics stay");
-                    return Ok(Applied { pipeline: name.clone(), revision, generation, warnings: Vec::new() });
+                    let (pipeline, warnings) = (name.clone(), Vec::new());
+                    return Ok(Some(Applied { pipeline, revision, generation, warnings, unchanged: false }));
                 }
                 Err(Error::Conflict { .. }) => {}
                 Err(error) => return Err(error.into()),
             }
         }
+    }
+
+    /// Refuses a revision that no value of the store can hold.
+    pub(crate) fn check_size(&self, revision: &Revision) -> Result<(), Problems> {
+        let Some((size, limit)) = self.catalog.excess(revision) else { return Ok(()) };
+        let message = format!(
+            "the pipeline is {size} bytes long, its variables included; the store holds at most {limit} bytes in a value: split it in two, or shorten it"
+        );
+        Err(Problems(vec![Problem { file: revision.file.clone(), message, ..Problem::default() }]))
     }
 
     /// Refuses a pipeline whose topics cannot be what it needs. A log that cannot
@@ -298,19 +315,4 @@ fn check_expected(
         }
         _ => Ok(()),
     }
-}
-
-/// A text that no value can hold is refused as any other bad text.
-fn too_large(error: Error, file: &str) -> NotApplied {
-    match error {
-        Error::TooLarge { size, limit, .. } => NotApplied::Refused(Problems(vec![oversized(file, size, limit)])),
-        error => NotApplied::Store(error),
-    }
-}
-
-fn oversized(file: &str, size: usize, limit: usize) -> Problem {
-    let message = format!(
-        "the pipeline is {size} bytes long, its variables included; the store holds at most {limit} bytes in a value: split it in two, or shorten it"
-    );
-    Problem { file: file.to_owned(), message, ..Problem::default() }
 }

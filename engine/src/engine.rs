@@ -2,6 +2,7 @@
 
 mod pipelines;
 mod resume;
+mod unknown;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -34,6 +35,9 @@ const LOG_ANSWERS: Duration = Duration::from_secs(1);
 /// How long an apply waits for the plan that follows from it, and a call to an
 /// engine that has just started for its first one.
 const PLANNED_WITHIN: Duration = Duration::from_secs(5);
+
+/// How long the store's catalog of engines is waited for; status comes without it.
+const CATALOG_ANSWERS: Duration = Duration::from_secs(1);
 
 /// How long open connections may finish when the engine stops.
 const STOP_GRACE: Duration = Duration::from_secs(5);
@@ -73,6 +77,8 @@ pub struct Engine(Arc<Inner>);
 
 struct Inner {
     cluster: ClusterName,
+    /// Where others reach it.
+    address: String,
     catalog: Catalog,
     log: Arc<dyn Log>,
     log_identity: OnceCell<String>,
@@ -90,6 +96,7 @@ impl Engine {
     #[must_use]
     pub fn new(config: EngineConfig) -> Self {
         let EngineConfig { cluster, store, log, objects, candidate, variables } = config;
+        let address = candidate.address.clone();
         let leadership = store.campaign(candidate);
         let catalog = Catalog::new(store);
         let editor = Arc::new(Editor::new(cluster.clone(), catalog.clone(), Arc::clone(&log)));
@@ -108,6 +115,7 @@ impl Engine {
         Self(Arc::new(Inner {
             intake: Intake::new(cluster.clone(), Arc::clone(&log), objects),
             cluster,
+            address,
             catalog,
             log,
             log_identity: OnceCell::new(),
@@ -155,14 +163,19 @@ impl Engine {
         let view = if pipeline.is_empty() { self.view().borrow().clone() } else { self.planned().await? };
         let only = match pipeline {
             "" => None,
-            name => Some(view.pipeline(name).ok_or_else(|| Error::UnknownPipeline {
-                found: name.to_owned(),
-                known: view.pipelines.iter().map(|pipeline| pipeline.name.to_string()).collect(),
-            })?),
+            name => match view.pipeline(name) {
+                Some(only) => Some(only),
+                None => return Err(self.unknown(name.to_owned()).await),
+            },
         };
         let instances = self.0.sessions.all();
         let mut status = status::status(&self.0.cluster, &view, &instances, self.0.log.as_ref(), only).await;
-        if let Leadership::Hindered(reason) = &*self.0.leadership.borrow() {
+        let catalog = tokio::time::timeout(CATALOG_ANSWERS, self.0.catalog.store().engines()).await;
+        // Whatever keeps it away, this engine and the one that leads are known.
+        let catalog = catalog.ok().and_then(Result::ok).unwrap_or_default();
+        let leadership = self.0.leadership.borrow().clone();
+        status.engines = status::engines(&self.0.address, &leadership, catalog);
+        if let Leadership::Hindered(reason) = leadership {
             status.problems.push(v1::Problem {
                 message: format!("this engine can neither lead nor tell who does ({reason}); where no engine leads, edits of the configuration wait"),
                 ..v1::Problem::default()
@@ -177,7 +190,10 @@ impl Engine {
     /// When the request cannot be right, or the log cannot be used.
     pub async fn submit(&self, request: v1::SubmitRequest) -> Result<Vec<v1::DeliveryReport>, Error> {
         let view = self.planned().await?;
-        self.0.intake.submit(&view, request).await
+        match self.0.intake.submit(&view, request).await {
+            Err(Error::UnknownPipeline { found, .. }) => Err(self.unknown(found).await),
+            submitted => submitted,
+        }
     }
 
     /// What is planned. An engine that has just started first looks at its store.

@@ -16,6 +16,24 @@ pub enum Error {
         /// The pipelines there are.
         known: Vec<String>,
     },
+    /// The pipeline was there and was deleted.
+    #[error("pipeline {pipeline} was deleted; `pipedoc rollback {pipeline}` brings revision {last} back")]
+    Deleted {
+        /// The pipeline.
+        pipeline: PipelineName,
+        /// Its last revision.
+        last: u64,
+    },
+    /// The store has lost its data, or the pipeline at least.
+    #[error("{}", lost(.found, .store, *.runs))]
+    Lost {
+        /// The pipeline.
+        found: String,
+        /// The store.
+        store: String,
+        /// Whether it still runs.
+        runs: bool,
+    },
     /// The pipeline has no such revision, or no longer.
     #[error("pipeline {pipeline} has no revision {found}; {}", those(.kept))]
     UnknownRevision {
@@ -88,10 +106,22 @@ fn known_names(what: &str, known: &[String]) -> String {
     if known.is_empty() { format!("there is no such {what} yet") } else { format!("there are: {}", known.join(", ")) }
 }
 
+fn lost(found: &str, store: &str, runs: bool) -> String {
+    if runs {
+        format!(
+            "pipeline {found} still runs, but {store} no longer has it: restore its data from a copy, or apply the pipeline again"
+        )
+    } else {
+        format!(
+            "no pipeline is named {found:?}, and {store} has lost its data: restore them from a copy, or apply the pipelines again"
+        )
+    }
+}
+
 fn those(kept: &[u64]) -> String {
     match kept {
         [] => "none is kept".to_owned(),
-        [only] => format!("only {only} is kept"),
+        [only] => format!("{only} is its only one"),
         [newest, .., oldest] => format!("{oldest} to {newest} are kept; `pipedoc history` lists them"),
     }
 }

@@ -58,8 +58,21 @@ pub(crate) struct Prepared {
     topics: Vec<TopicPlan>,
     /// Why the newest revision cannot be read.
     unreadable: Vec<Problem>,
-    /// Registrations of the modules that the steps name, and what they make of it.
-    judged: (BTreeMap<ModuleName, u64>, Vec<Problem>),
+    /// What modules make of it; none: nobody has looked yet.
+    judged: Option<Judgement>,
+}
+
+/// What the modules that are known make of a revision.
+#[derive(Debug, Clone, PartialEq)]
+struct Judgement {
+    /// Registrations of those that the steps name.
+    registered: BTreeMap<ModuleName, u64>,
+    /// All of them, where the steps name one that is not among them.
+    known: Option<BTreeSet<ModuleName>>,
+    /// What is wrong by those registrations.
+    problems: Vec<Problem>,
+    /// Steps whose modules were never seen.
+    unseen: Vec<Problem>,
 }
 
 impl Prepared {
@@ -130,7 +143,14 @@ impl Pipelines {
 
     /// What is wrong with current revisions.
     pub(crate) fn problems(&self) -> impl Iterator<Item = &Problem> {
-        self.0.values().flat_map(|prepared| prepared.unreadable.iter().chain(&prepared.judged.1))
+        self.0.values().flat_map(|prepared| {
+            prepared.unreadable.iter().chain(prepared.judged.iter().flat_map(|judged| &judged.problems))
+        })
+    }
+
+    /// Steps that wait for modules which were never seen.
+    pub(crate) fn unseen(&self) -> impl Iterator<Item = &Problem> {
+        self.0.values().filter_map(|prepared| prepared.judged.as_ref()).flat_map(|judged| &judged.unseen)
     }
 }
 
@@ -179,28 +199,31 @@ fn prepare(
         steps,
         topics,
         unreadable: Vec::new(),
-        judged: Default::default(),
+        judged: None,
     })
 }
 
 impl Prepared {
     /// Notes what the registrations of its steps' modules make of the revision, where
-    /// these are others than before; tells whether they were. Modules that have not
-    /// registered yet show in their steps' state.
+    /// these are others than before; tells whether they were. Of a module that was
+    /// never seen it notes which ones are known.
     fn judge(&mut self, head: &Head, revision: &Revision, modules: &Modules) -> bool {
         if !self.unreadable.is_empty() {
             return false;
         }
         let named: BTreeSet<&ModuleName> = self.steps.iter().map(|step| &step.plan.module).collect();
-        let registered =
-            named.into_iter().filter_map(|name| head.modules.get(name).map(|number| (name.clone(), *number)));
+        let registered = named.iter().filter_map(|name| Some(((*name).clone(), *head.modules.get(*name)?)));
         let registered: BTreeMap<_, _> = registered.collect();
-        if self.judged.0 == registered {
+        let known = (registered.len() < named.len()).then(|| head.modules.keys().cloned().collect());
+        if self.judged.as_ref().is_some_and(|judged| judged.registered == registered && judged.known == known) {
             return false;
         }
         let parsed = pipeline::parse(&revision.text, &revision.file, &revision.variables, modules, false);
-        let problems = parsed.err().map_or_else(Vec::new, |Problems(problems)| problems);
-        self.judged = (registered, problems);
+        let (problems, unseen) = match parsed {
+            Ok(parsed) => (Vec::new(), parsed.unseen),
+            Err(Problems(problems)) => (problems, Vec::new()),
+        };
+        self.judged = Some(Judgement { registered, known, problems, unseen });
         true
     }
 }
@@ -309,9 +332,41 @@ mod tests {
         assert!(pipelines.judge(&head, &facts, Duration::ZERO));
         assert_eq!(pipelines.problems().count(), 1, "the module is no sink");
         assert_eq!(pipelines.0[&name("one")].steps.len(), 2, "what was applied before runs on");
-        let judged = pipelines.0[&name("one")].judged.0.clone();
+        let judged = pipelines.0[&name("one")].judged.clone();
         head.modules.insert(ModuleName::new("other").unwrap(), 1);
         assert!(pipelines.judge(&head, &facts, Duration::ZERO), "another module is none of its business");
-        assert_eq!(pipelines.0[&name("one")].judged.0, judged);
+        assert_eq!(pipelines.0[&name("one")].judged, judged);
+    }
+
+    #[test]
+    fn a_module_never_seen_is_told_of_with_those_that_are_known_until_it_registers() {
+        let mut pipelines = Pipelines::default();
+        let (mut head, mut facts) = (Head::default(), facts(&[("one", 1, text("one", 1))]));
+        pipelines.update(&cluster(), &facts).unwrap();
+        let mut told = |head: &Head, facts: &Facts| {
+            while !pipelines.judge(head, facts, Duration::ZERO) {}
+            assert_eq!(pipelines.problems().count(), 0, "that is no mistake");
+            pipelines.unseen().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        let unseen = told(&head, &facts);
+        assert_eq!(unseen.len(), 2, "{unseen:?}");
+        assert!(unseen[0].starts_with("file:3:") && unseen[0].contains("\"m\" was never seen; step a"), "{unseen:?}");
+        let register = |module: &str, head: &mut Head, facts: &mut Facts| {
+            let module = ModuleName::new(module).unwrap();
+            let info = ModuleInfo {
+                module: module.clone(),
+                version: "1.0.0".into(),
+                step_types: vec![StepType::Pipeline, StepType::Sink],
+                config_schema: true.into(),
+                description: String::new(),
+            };
+            head.modules.insert(module.clone(), 1);
+            Arc::make_mut(&mut facts.modules).insert(module, info);
+        };
+        register("another", &mut head, &mut facts);
+        let unseen = told(&head, &facts);
+        assert!(unseen.len() == 2 && unseen.iter().all(|unseen| unseen.contains("known are another")), "{unseen:?}");
+        register("m", &mut head, &mut facts);
+        assert_eq!(told(&head, &facts), [""; 0]);
     }
 }

@@ -60,11 +60,15 @@ pub(crate) struct Reconciler {
     planned: Option<Head>,
     /// The head whose modules have judged all pipelines.
     judged: Option<Head>,
+    /// The warnings that this engine has told of as the leader.
+    told: BTreeSet<Problem>,
 }
 
 /// How a pass ended.
 struct Outcome {
     problems: Vec<Problem>,
+    /// None: they could not be looked at, and are what they were.
+    warnings: Option<Vec<Problem>>,
     /// When to look again at the latest.
     again: Instant,
 }
@@ -104,6 +108,7 @@ impl Reconciler {
             topics: Keeper::new(log),
             planned: None,
             judged: None,
+            told: BTreeSet::new(),
         }
     }
 
@@ -150,16 +155,20 @@ impl Reconciler {
             // Another one leads, which will be heard of.
             Err(Error::Store(store::Error::NotLeading { .. })) => return Instant::now() + AGAIN,
             Err(Error::Prepare(prepared::Error::Text(Problems(problems)))) => {
-                Outcome { problems, again: Instant::now() + AGAIN }
+                Outcome { problems, warnings: None, again: Instant::now() + AGAIN }
             }
             Err(error) => {
                 silent = matches!(error, Error::Store(store::Error::Unreachable { .. }));
                 let problem = Problem { message: chain(&error), ..Problem::default() };
-                Outcome { problems: vec![problem], again: Instant::now() + AGAIN }
+                Outcome { problems: vec![problem], warnings: None, again: Instant::now() + AGAIN }
             }
         };
+        if let Some(warnings) = &outcome.warnings {
+            self.tell(warnings);
+        }
         self.view.send_if_modified(|view| {
-            if view.problems == outcome.problems && (view.looked || !looked) {
+            let warnings = outcome.warnings.unwrap_or_else(|| view.warnings.clone());
+            if view.problems == outcome.problems && view.warnings == warnings && (view.looked || !looked) {
                 return false;
             }
             // A store that is away tells of that itself, once and not each second.
@@ -168,10 +177,27 @@ impl Reconciler {
             }
             let view = Arc::make_mut(view);
             view.problems = outcome.problems;
+            view.warnings = warnings;
             view.looked |= looked;
             true
         });
         outcome.again
+    }
+
+    /// Tells of new warnings, where it leads: one engine is enough.
+    fn tell(&mut self, warnings: &[Problem]) {
+        if self.leadership.borrow().lease().is_none() {
+            return;
+        }
+        // Which modules are known changes as they come; that is no news for the log.
+        let gist = |warning: &Problem| {
+            let message = warning.message.split(';').next().unwrap_or_default().to_owned();
+            Problem { message, ..warning.clone() }
+        };
+        for warning in warnings.iter().filter(|warning| !self.told.contains(&gist(warning))) {
+            tracing::warn!("{warning}");
+        }
+        self.told = warnings.iter().map(gist).collect();
     }
 
     async fn look(&mut self) -> Result<Outcome, Error> {
@@ -206,7 +232,8 @@ impl Reconciler {
         let mut problems = carried.problems;
         let pause = if carried.waiting { AGAIN } else { self.catalog.store().look_every() };
         let soon = Instant::now() + pause;
-        let mut outcome = Outcome { problems: Vec::new(), again: again.map_or(soon, |again| again.min(soon)) };
+        let again = again.map_or(soon, |again| again.min(soon));
+        let mut outcome = Outcome { problems: Vec::new(), warnings: Some(Vec::new()), again };
         let Some(current) = &snapshot.current else {
             let remembered = self.editor.highest();
             if remembered > Generation(0) {
@@ -248,6 +275,7 @@ impl Reconciler {
         }
         problems.extend(self.pipelines.problems().cloned());
         outcome.problems = problems;
+        outcome.warnings = Some(self.pipelines.unseen().cloned().collect());
         Ok(outcome)
     }
 

@@ -6,13 +6,15 @@ use std::sync::Arc;
 use pipedoc_model::names::{ClusterName, Topic};
 use pipedoc_model::step::{InputSource, StepPlan, StepType};
 use pipedoc_proto::v1::{
-    InstanceStatus, PipelineStatus, Problem, StatusResponse, StepState, StepStatus, StepType as ProtoStepType,
+    EngineStatus, InstanceStatus, PipelineStatus, Problem, StatusResponse, StepState, StepStatus,
+    StepType as ProtoStepType,
 };
 use pipedoc_transport::error::Result as LogResult;
 use pipedoc_transport::log::Log;
 
 use crate::backlog::{known, waiting};
 use crate::sessions::{Attached, StepNow};
+use crate::store::{Leadership, Peer};
 use crate::view::{PipelineView, View, serves};
 use pipedoc_model::problem::chain;
 
@@ -57,7 +59,34 @@ pub(crate) async fn status(
         pipelines,
         instances: instances.iter().map(|attached| instance_status(attached, only)).collect(),
         problems,
+        warnings: view.warnings.iter().cloned().map(problem).collect(),
+        engines: Vec::new(),
     }
+}
+
+/// The engines, by address: this one, the one that leads as far as it knows, and those
+/// of the catalog. One that was killed and is back at its address is one.
+pub(crate) fn engines(own: &str, leadership: &Leadership, catalog: Vec<Peer>) -> Vec<EngineStatus> {
+    let mut healthy: BTreeMap<String, bool> = BTreeMap::new();
+    for Peer { address, healthy: passes } in catalog {
+        *healthy.entry(address).or_default() |= passes;
+    }
+    let leader = match leadership {
+        Leadership::Leads(_) => Some(own),
+        Leadership::Follows(leader) => leader.as_deref(),
+        Leadership::Hindered(_) => None,
+    };
+    for address in [Some(own), leader].into_iter().flatten() {
+        // Nobody checks one that is not in the catalog.
+        healthy.entry(address.to_owned()).or_insert(true);
+    }
+    let status = |(address, healthy): (String, bool)| EngineStatus {
+        answers: address == own,
+        leads: leader == Some(address.as_str()),
+        address,
+        healthy,
+    };
+    healthy.into_iter().map(status).collect()
 }
 
 /// A problem as it travels.

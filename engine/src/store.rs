@@ -224,6 +224,15 @@ impl Candidate {
     }
 }
 
+/// An engine as the store's catalog has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Peer {
+    /// Where it serves, `HOST:PORT`.
+    pub address: String,
+    /// Whether it passes its health check.
+    pub healthy: bool,
+}
+
 /// Whether this engine leads those that share its store.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Leadership {
@@ -316,10 +325,16 @@ pub trait Store: Send + Sync + 'static {
     /// Where it is, for people.
     fn describe(&self) -> String;
 
+    /// Longest text of a value, in bytes; none: so long that it does not matter.
+    fn value_limit(&self) -> Option<usize> {
+        None
+    }
+
     /// A value; `None` when it does not exist.
     async fn get(&self, key: &Key) -> Result<Option<Value>>;
 
-    /// Writes a value of at most 512 KiB and gives its new version.
+    /// Writes a value of at most [`Store::value_limit`], which is 512 KiB or more, and
+    /// gives its new version.
     /// [`Error::Conflict`] when it is not what was expected, [`Error::NotLeading`]
     /// when a lease is given that is over; then nothing is written.
     async fn put(&self, key: &Key, text: &str, expected: Expected, lease: Option<&Lease>) -> Result<Version>;
@@ -368,6 +383,11 @@ pub trait Store: Send + Sync + 'static {
     /// is a check-and-set or may be repeated.
     fn campaign(&self, candidate: Candidate) -> watch::Receiver<Leadership> {
         watch::channel(Leadership::Leads(Lease(candidate.name))).1
+    }
+
+    /// Engines in the store's catalog; none where it has no catalog.
+    async fn engines(&self) -> Result<Vec<Peer>> {
+        Ok(Vec::new())
     }
 
     /// Says whether this engine may lead, which it may at first. One that may not gives

@@ -1,8 +1,9 @@
 //! Does what follows from the inbox: the leader's part of a change.
 //!
-//! What the texts say was looked at before ([`crate::inbox`]); here the log is asked
-//! whether their topics fit and whether records would be left behind. Every engine
-//! asks, so that each can show what is wrong; only the leader writes.
+//! What the texts say was looked at before ([`crate::inbox`]); here it is seen whether
+//! the store can hold them, and the log is asked whether their topics fit and whether
+//! records would be left behind. Every engine looks, so that each can show what is
+//! wrong; only the leader writes.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -51,10 +52,8 @@ pub(crate) async fn carry_out(
         }
         let texts: Vec<_> = good.iter().map(|(_, name, revision)| (name.clone(), revision)).collect();
         let current = snapshot.current.as_ref();
-        let taken = editor.take(current, &texts, &removals.free, clock::now_millis(), lease).await?;
-        carried.problems.extend(taken.problems);
-        for ((entry, name, revision), number) in good.iter().zip(taken.numbers) {
-            let Some(number) = number else { continue };
+        let numbers = editor.take(current, &texts, &removals.free, clock::now_millis(), lease).await?;
+        for ((entry, name, revision), number) in good.iter().zip(numbers) {
             let hash = revision.hash.clone();
             let note = Note { hash, pipeline: Some(name.clone()), taken: true, revision: number, intent: None };
             notes.insert(entry.clone(), note);
@@ -163,6 +162,7 @@ async fn check(
 ) -> Result<Checked, Problems> {
     // Its modules were asked in the review.
     let parsed = pipeline::parse(&revision.text, &revision.file, &revision.variables, &Modules::new(), false)?;
+    editor.check_size(revision)?;
     editor.check_topics(&parsed.config, &revision.file).await?;
     let Some((_, current)) = snapshot.facts.revisions.get(name) else { return Ok(Checked::Good) };
     let remedy = "give them up with `pipedoc apply FILE --abandon` (they stay in its topic)";

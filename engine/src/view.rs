@@ -126,6 +126,8 @@ pub struct View {
     pub modules: Arc<Modules>,
     /// What is wrong with the configuration, for status.
     pub problems: Vec<Problem>,
+    /// What operators should know of it though it runs.
+    pub warnings: Vec<Problem>,
     lists: BTreeMap<ModuleName, Arc<StepList>>,
 }
 
@@ -147,8 +149,9 @@ impl View {
             (module.clone(), list)
         });
         let lists = lists.collect();
-        let problems = old.problems.clone();
-        Self { looked: true, generation: Some(generation), seen: generation, pipelines, modules, problems, lists }
+        let (problems, warnings) = (old.problems.clone(), old.warnings.clone());
+        let (looked, seen, generation) = (true, generation, Some(generation));
+        Self { looked, generation, seen, pipelines, modules, problems, warnings, lists }
     }
 
     /// A pipeline by name.

@@ -95,13 +95,23 @@ pub fn from_json(text: &str) -> Result<PipeDoc, Error> {
         .map_err(|source| Error::Decode { message: "pipedoc.v1.PipeDoc".to_owned(), source })
 }
 
-/// Any of our messages, encoded, as JSON.
+/// Any of our messages, encoded, as JSON. Fields without value are left out.
 ///
 /// # Errors
 /// When no message has that name, the bytes are none, or a value has no JSON form.
 pub fn message_to_json(full_name: &str, bytes: &[u8]) -> Result<Value, Error> {
     let message = decode(descriptor(full_name)?, bytes)?;
-    write(message, short_name(full_name))
+    write(message, short_name(full_name), &SerializeOptions::new())
+}
+
+/// As [`message_to_json`], with zeros, empty texts and empty lists too, so that who
+/// reads it finds every field; only messages within it that are not set are left out.
+///
+/// # Errors
+/// As [`message_to_json`].
+pub fn message_to_whole_json(full_name: &str, bytes: &[u8]) -> Result<Value, Error> {
+    let message = decode(descriptor(full_name)?, bytes)?;
+    write(message, short_name(full_name), &SerializeOptions::new().skip_default_fields(false))
 }
 
 /// Any of our messages, encoded, from its JSON text.
@@ -122,33 +132,34 @@ fn decode(descriptor: MessageDescriptor, bytes: &[u8]) -> Result<DynamicMessage,
 
 /// Writes a message. Fields that may hold an Any are written by us, one by one;
 /// all else is the library's.
-fn write(mut message: DynamicMessage, path: &str) -> Result<Value, Error> {
+fn write(mut message: DynamicMessage, path: &str, options: &SerializeOptions) -> Result<Value, Error> {
     let descriptor = message.descriptor();
     if descriptor.full_name() == ANY {
-        return write_any(&message, path);
+        return write_any(&message, path, options);
     }
     let ours: Vec<_> = descriptor.fields().filter(may_hold_any).filter(|field| message.has_field(field)).collect();
     let taken: Vec<_> = ours.iter().filter_map(|field| Some((field, message.take_field(field)?))).collect();
     let mut json = message
-        .serialize_with_options(serde_json::value::Serializer, &SerializeOptions::new())
+        .serialize_with_options(serde_json::value::Serializer, options)
         .map_err(|source| Error::Shape { path: path.to_owned(), source })?;
     if let Value::Object(object) = &mut json {
         for (field, value) in taken {
             let path = format!("{path}.{}", field.json_name());
-            object.insert(field.json_name().to_owned(), write_field(value, &path)?);
+            object.insert(field.json_name().to_owned(), write_field(value, &path, options)?);
         }
     }
     Ok(json)
 }
 
-fn write_field(value: prost_reflect::Value, path: &str) -> Result<Value, Error> {
+fn write_field(value: prost_reflect::Value, path: &str, options: &SerializeOptions) -> Result<Value, Error> {
     match value {
-        prost_reflect::Value::Message(message) => write(message, path),
+        prost_reflect::Value::Message(message) => write(message, path, options),
         prost_reflect::Value::List(items) => {
-            items.into_iter().map(|item| write_field(item, path)).collect::<Result<_, _>>().map(Value::Array)
+            items.into_iter().map(|item| write_field(item, path, options)).collect::<Result<_, _>>().map(Value::Array)
         }
         prost_reflect::Value::Map(entries) => {
-            let entries = entries.into_iter().map(|(key, item)| Ok((key_text(&key), write_field(item, path)?)));
+            let entry = |(key, item): (MapKey, _)| Ok((key_text(&key), write_field(item, path, options)?));
+            let entries = entries.into_iter().map(entry);
             entries.collect::<Result<Map<_, _>, _>>().map(Value::Object)
         }
         // `may_hold_any` lets only messages through.
@@ -156,7 +167,7 @@ fn write_field(value: prost_reflect::Value, path: &str) -> Result<Value, Error> 
     }
 }
 
-fn write_any(any: &DynamicMessage, path: &str) -> Result<Value, Error> {
+fn write_any(any: &DynamicMessage, path: &str, options: &SerializeOptions) -> Result<Value, Error> {
     let url = any.get_field_by_number(1).and_then(|url| url.as_str().map(str::to_owned)).unwrap_or_default();
     let bytes = any.get_field_by_number(2).and_then(|bytes| bytes.as_bytes().cloned()).unwrap_or_default();
     let mut object = Map::new();
@@ -171,7 +182,7 @@ fn write_any(any: &DynamicMessage, path: &str) -> Result<Value, Error> {
         }
         Some(message) => {
             let special = has_special_json(&message.descriptor());
-            match write(message, path)? {
+            match write(message, path, options)? {
                 Value::Object(fields) if !special => object.extend(fields),
                 value => {
                     object.insert("value".to_owned(), value);

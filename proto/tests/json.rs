@@ -2,9 +2,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a test says with a panic that it failed")]
 
-use pipedoc_proto::json::{from_json, message_from_json, message_to_json, to_json};
+use pipedoc_proto::json::{from_json, message_from_json, message_to_json, message_to_whole_json, to_json};
 use pipedoc_proto::v1::{
-    Blob, ByteSpan, Chunk, Claim, Data, Embedding, ParseWarning, PipeDoc, SubmitRequest, blob, data,
+    Blob, ByteSpan, Chunk, Claim, Data, Embedding, ParseWarning, PipeDoc, StatusResponse, SubmitRequest, blob, data,
 };
 use prost::Message;
 use prost_types::value::Kind;
@@ -123,6 +123,17 @@ fn an_any_within_an_any_and_in_other_messages_survives() {
     let json = message_to_json("pipedoc.v1.SubmitRequest", &request.encode_to_vec()).unwrap();
     let back = message_from_json("pipedoc.v1.SubmitRequest", &json.to_string()).unwrap();
     assert_eq!(SubmitRequest::decode(back.as_slice()).unwrap(), request);
+}
+
+#[test]
+fn the_whole_form_has_zeros_and_empty_lists_and_reads_back() {
+    let status = StatusResponse { cluster: "c".to_owned(), ..StatusResponse::default() };
+    let bytes = status.encode_to_vec();
+    let whole = message_to_whole_json("pipedoc.v1.StatusResponse", &bytes).unwrap();
+    assert_eq!((&whole["generation"], &whole["problems"]), (&json!("0"), &json!([])));
+    let back = message_from_json("pipedoc.v1.StatusResponse", &whole.to_string()).unwrap();
+    assert_eq!(back, bytes);
+    assert_eq!(message_to_json("pipedoc.v1.StatusResponse", &bytes).unwrap(), json!({"cluster": "c"}));
 }
 
 #[test]

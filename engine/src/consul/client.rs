@@ -16,7 +16,7 @@ use reqwest_of_consulrs as reqwest;
 use rustify::Endpoint;
 use rustify::errors::ClientError;
 
-use super::endpoints::{KvOperation, Txn, TxnOperation, TxnResponse};
+use super::endpoints::{HealthOfService, KvOperation, ServiceHealth, Txn, TxnOperation, TxnResponse};
 use super::error::Failure;
 use super::outage::Outage;
 use super::settings::{ConsulSettings, Token};
@@ -168,6 +168,11 @@ impl Client {
     pub(super) async fn deregister(&self, id: &str) -> Result<(), Failure> {
         let request = service::requests::DeregisterServiceRequest::builder().id(id).build();
         self.exec(built(request)?, None).await.map(drop)
+    }
+
+    /// The instances of a service in the catalog.
+    pub(super) async fn health(&self, service: &str) -> Result<Vec<ServiceHealth>, Failure> {
+        Ok(self.run(HealthOfService { service: service.to_owned() }, None).await?.value)
     }
 
     /// Runs a request and reads its answer.

@@ -1,5 +1,5 @@
 //! Endpoints of Consul's HTTP API that consulrs lacks, written the way it writes
-//! its own. (Consul API, "Transactions".)
+//! its own. (Consul API, "Transactions", "Health".)
 
 use rustify_derive::Endpoint;
 use serde::{Deserialize, Serialize};
@@ -71,4 +71,38 @@ pub(super) struct TxnValue {
 pub(super) struct TxnError {
     pub(super) op_index: usize,
     pub(super) what: String,
+}
+
+/// The instances of a service, with their checks.
+///
+/// `GET /v1/health/service/:service`.
+#[derive(Debug, Endpoint)]
+#[endpoint(path = "health/service/{self.service}", response = "Vec<ServiceHealth>")]
+pub(super) struct HealthOfService {
+    #[endpoint(skip)]
+    pub(super) service: String,
+}
+
+/// An instance of a service, with its checks and those of its node.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub(super) struct ServiceHealth {
+    pub(super) service: ServiceAddress,
+    #[serde(default)]
+    pub(super) checks: Vec<CheckStatus>,
+}
+
+/// Where an instance of a service serves.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub(super) struct ServiceAddress {
+    pub(super) address: String,
+    pub(super) port: u16,
+}
+
+/// What a check found last: `passing`, `warning` or `critical`.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub(super) struct CheckStatus {
+    pub(super) status: String,
 }

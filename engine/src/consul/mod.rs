@@ -34,11 +34,13 @@ pub use self::settings::{BadToken, ConsulSettings, Token};
 use self::campaign::Campaign;
 use self::client::{Client, Pair};
 use self::endpoints::KvOperation;
-use self::error::{Failure, check_size};
+use self::error::{Failure, VALUE_LIMIT, check_size};
 use self::key::{INBOX_MARK, Keys, is_plain, unescape};
-use self::registration::Registration;
+use self::registration::{Registration, service_name};
 use self::watch::Watcher;
-use super::store::{Candidate, Error, Expected, InboxEntry, Key, Leadership, Lease, Result, Store, Value, Version};
+use super::store::{
+    Candidate, Error, Expected, InboxEntry, Key, Leadership, Lease, Peer, Result, Store, Value, Version,
+};
 
 /// Longest text that fits into a transaction, whose body holds 512 KiB with
 /// values in base64 and a few names.
@@ -148,6 +150,10 @@ impl ConsulStore {
 impl Store for ConsulStore {
     fn describe(&self) -> String {
         format!("{} of Consul at {}", self.keys.prefix(), self.client.address())
+    }
+
+    fn value_limit(&self) -> Option<usize> {
+        Some(VALUE_LIMIT)
     }
 
     async fn get(&self, key: &Key) -> Result<Option<Value>> {
@@ -288,6 +294,15 @@ impl Store for ConsulStore {
         running.campaign = Some(tokio::spawn(campaign.run(self.stop.clone())));
         running.registration = registration.map(|entry| tokio::spawn(entry.run(self.stop.clone())));
         receiver
+    }
+
+    async fn engines(&self) -> Result<Vec<Peer>> {
+        let service = service_name(&self.cluster);
+        let found = self.client.health(&service).await;
+        let found = found.map_err(|failure| {
+            failure.into_store("reading", &service, &format!("service:read on {service}, and node:read"))
+        })?;
+        Ok(found.into_iter().map(registration::peer).collect())
     }
 
     fn may_lead(&self, may: bool) {

@@ -12,10 +12,11 @@ use pipedoc_model::names::ClusterName;
 use tokio_util::sync::CancellationToken;
 
 use super::client::Client;
-use crate::store::{self, Candidate};
+use super::endpoints::{ServiceAddress, ServiceHealth};
+use crate::store::{self, Candidate, Peer};
 
 /// How often the entry is renewed.
-const EVERY: Duration = Duration::from_secs(60);
+const EVERY: Duration = Duration::from_secs(20);
 /// How soon after it could not be.
 const AGAIN: Duration = Duration::from_secs(5);
 /// How often the agent checks us.
@@ -28,6 +29,17 @@ const LEAVE: Duration = Duration::from_secs(2);
 /// Name of the service that a cluster's engines are.
 pub(super) fn service_name(cluster: &ClusterName) -> String {
     format!("pipedoc-engine-{cluster}")
+}
+
+/// An engine as its entry has it.
+pub(super) fn peer(found: ServiceHealth) -> Peer {
+    let ServiceAddress { address, port } = found.service;
+    Peer { address: join(&address, port), healthy: found.checks.iter().all(|check| check.status == "passing") }
+}
+
+/// A host, which may be an IPv6 address, with its port.
+fn join(host: &str, port: u16) -> String {
+    if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
 }
 
 /// An engine's entry.
@@ -94,18 +106,10 @@ impl Registration {
         }
     }
 
-    fn address(&self) -> String {
-        if self.host.contains(':') {
-            format!("[{}]:{}", self.host, self.port)
-        } else {
-            format!("{}:{}", self.host, self.port)
-        }
-    }
-
     fn entry(&self) -> Option<RegisterServiceRequest> {
         let check = AgentServiceCheck {
             name: Some("gRPC health".into()),
-            grpc: Some(self.address()),
+            grpc: Some(join(&self.host, self.port)),
             interval: Some(CHECK_EVERY.into()),
             timeout: Some("2s".into()),
             // Healthy from the start: it registers when it serves.

@@ -3,24 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use pipedoc_model::names::PipelineName;
-use pipedoc_model::problem::Problem;
 
-use super::{Editor, oversized, remove};
+use super::{Editor, remove};
 use crate::catalog::{CurrentHead, Note, Revision};
-use crate::store::{self, Error, Lease};
-
-/// What became of texts that were to be taken.
-#[derive(Debug, Default)]
-pub(crate) struct Taken {
-    /// The revision that each of them is, in their order; none: it was refused.
-    pub(crate) numbers: Vec<Option<u64>>,
-    /// Why they were refused.
-    pub(crate) problems: Vec<Problem>,
-}
+use crate::store::{self, Lease};
 
 impl Editor {
     /// Makes revisions of texts that were validated against `current`, and removes
-    /// pipelines, at the time `now`.
+    /// pipelines, at the time `now`. Gives the revisions' numbers.
     ///
     /// Fails with a conflict when the head is another one by now.
     pub(crate) async fn take(
@@ -30,39 +20,27 @@ impl Editor {
         removals: &BTreeSet<PipelineName>,
         now: i64,
         lease: &Lease,
-    ) -> store::Result<Taken> {
+    ) -> store::Result<Vec<u64>> {
         let mut next = self.next(current).await?;
-        let mut taken = Taken::default();
+        let mut numbers = Vec::with_capacity(takes.len());
         for name in removals {
             remove(&mut next, name, now, "");
         }
         for (name, revision) in takes {
-            let number = match self.catalog.add_revision(name, revision).await {
-                Ok(number) => number,
-                Err(Error::TooLarge { size, limit, .. }) => {
-                    taken.problems.push(oversized(&revision.file, size, limit));
-                    taken.numbers.push(None);
-                    continue;
-                }
-                Err(error) => return Err(error),
-            };
+            let number = self.catalog.add_revision(name, revision).await?;
             next.pipelines.insert(name.clone(), number);
             next.deleted.remove(name);
-            taken.numbers.push(Some(number));
-        }
-        if removals.is_empty() && taken.numbers.iter().all(Option::is_none) {
-            return Ok(taken);
+            numbers.push(number);
         }
         self.catalog.set_head(current, &next, Some(lease)).await?;
-        for ((pipeline, revision), number) in takes.iter().zip(&taken.numbers) {
-            let Some(number) = number else { continue };
+        for ((pipeline, revision), number) in takes.iter().zip(&numbers) {
             tracing::info!(%pipeline, revision = number, file = revision.file, generation = %next.generation, "taken from the inbox");
             self.forget_old_revisions(pipeline, *number).await;
         }
         for pipeline in removals {
             tracing::info!(%pipeline, generation = %next.generation, "removed; its topics stay");
         }
-        Ok(taken)
+        Ok(numbers)
     }
 
     /// Makes a head above what instances remember of an earlier one.

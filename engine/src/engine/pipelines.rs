@@ -38,16 +38,16 @@ impl Engine {
     /// When there is no such revision, or the store cannot be used.
     pub async fn rollback(&self, request: v1::RollbackRequest) -> Result<v1::ApplyResponse, Error> {
         let head = self.head().await?;
-        let (name, last) = past(&head, request.pipeline)?;
+        let (name, last) = self.past(&head, request.pipeline).await?;
         let is_deleted = head.deleted.contains_key(&name);
         let wanted = match request.revision {
-            0 if is_deleted => last,
-            0 => self.0.catalog.revision(&name, last).await?.map_or(0, |revision| revision.made.replaces),
-            number => number,
+            Some(number) => number,
+            None if is_deleted => last,
+            None => match self.0.catalog.revision(&name, last).await?.map(|revision| revision.made.replaces) {
+                None | Some(0) => return Err(Error::NothingBefore { pipeline: name, current: last }),
+                Some(before) => before,
+            },
         };
-        if wanted == 0 {
-            return Err(Error::NothingBefore { pipeline: name, current: last });
-        }
         let Some(revision) = self.0.catalog.revision(&name, wanted).await? else {
             return Err(self.unknown_revision(name, last, wanted).await?);
         };
@@ -73,10 +73,11 @@ impl Engine {
         let deleted = match PipelineName::new(&request.pipeline) {
             Ok(name) => self.0.editor.delete(&name, &terms, clock::now_millis()).await,
             // What is no name names no pipeline.
-            Err(_) => Err(NotApplied::Unknown(self.head().await?.pipelines.into_keys().collect())),
+            Err(_) => Ok(None),
         };
         match deleted {
-            Ok(applied) => {
+            Ok(None) => Err(self.unknown(request.pipeline).await),
+            Ok(Some(applied)) => {
                 self.wait_until_planned(&applied, PLANNED_WITHIN).await;
                 Ok(v1::DeleteResponse {
                     accepted: true,
@@ -86,7 +87,7 @@ impl Engine {
                 })
             }
             Err(not) => {
-                let Refusal { errors, conflict } = refusal(not, &request.pipeline)?;
+                let Refusal { errors, conflict } = refusal(not)?;
                 Ok(v1::DeleteResponse { errors, conflict, ..v1::DeleteResponse::default() })
             }
         }
@@ -101,10 +102,10 @@ impl Engine {
         let current = PipelineName::new(&request.pipeline).ok();
         let current = current.and_then(|name| head.pipelines.get(&name).copied()).unwrap_or(0);
         let (name, last) = match request.revision {
-            0 if current == 0 => return Err(unknown(&head, request.pipeline)),
-            _ => past(&head, request.pipeline)?,
+            None if current == 0 => return Err(self.unknown(request.pipeline).await),
+            _ => self.past(&head, request.pipeline).await?,
         };
-        let wanted = if request.revision == 0 { current } else { request.revision };
+        let wanted = request.revision.unwrap_or(current);
         let Some(revision) = self.0.catalog.revision(&name, wanted).await? else {
             return Err(self.unknown_revision(name, last, wanted).await?);
         };
@@ -124,7 +125,7 @@ impl Engine {
     /// When there never was one of the name, or the store cannot be read.
     pub async fn history(&self, request: v1::HistoryRequest) -> Result<v1::HistoryResponse, Error> {
         let head = self.head().await?;
-        let (name, last) = past(&head, request.pipeline)?;
+        let (name, last) = self.past(&head, request.pipeline).await?;
         let deleted = head.deleted.get(&name);
         let current = head.pipelines.get(&name).copied().unwrap_or(0);
         let revisions = self.0.catalog.history(&name, last).await?;
@@ -167,6 +168,7 @@ impl Engine {
                     revision: applied.revision,
                     generation: applied.generation.0,
                     warnings: applied.warnings.into_iter().map(status::problem).collect(),
+                    unchanged: applied.unchanged,
                     ..v1::ApplyResponse::default()
                 })
             }
@@ -175,7 +177,7 @@ impl Engine {
                     NotApplied::Conflict { pipeline, .. } => pipeline.to_string(),
                     _ => String::new(),
                 };
-                let Refusal { errors, conflict } = refusal(not, "")?;
+                let Refusal { errors, conflict } = refusal(not)?;
                 Ok(v1::ApplyResponse { pipeline, errors, conflict, ..v1::ApplyResponse::default() })
             }
         }
@@ -193,23 +195,19 @@ impl Engine {
         Ok(self.0.catalog.head().await?.map_or_else(Head::default, |current| current.head))
     }
 
+    /// A pipeline that is or was there, with its last revision.
+    async fn past(&self, head: &Head, name: String) -> Result<(PipelineName, u64), Error> {
+        let Ok(pipeline) = PipelineName::new(&name) else { return Err(self.unknown(name).await) };
+        match head.last_revision(&pipeline) {
+            0 => Err(self.unknown(name).await),
+            last => Ok((pipeline, last)),
+        }
+    }
+
     async fn unknown_revision(&self, pipeline: PipelineName, last: u64, found: u64) -> Result<Error, Error> {
         let kept = self.0.catalog.history(&pipeline, last).await?.into_iter().map(|(number, _)| number).collect();
         Ok(Error::UnknownRevision { pipeline, found, kept })
     }
-}
-
-/// A pipeline that is or was there, with its last revision.
-fn past(head: &Head, name: String) -> Result<(PipelineName, u64), Error> {
-    let Ok(pipeline) = PipelineName::new(&name) else { return Err(unknown(head, name)) };
-    match head.last_revision(&pipeline) {
-        0 => Err(unknown(head, name)),
-        last => Ok((pipeline, last)),
-    }
-}
-
-fn unknown(head: &Head, found: String) -> Error {
-    Error::UnknownPipeline { found, known: head.pipelines.keys().map(ToString::to_string).collect() }
 }
 
 struct Refusal {
@@ -218,7 +216,7 @@ struct Refusal {
 }
 
 /// A refusal as it travels; what is no answer is an error.
-fn refusal(not: NotApplied, pipeline: &str) -> Result<Refusal, Error> {
+fn refusal(not: NotApplied) -> Result<Refusal, Error> {
     match not {
         NotApplied::Refused(problems) => {
             Ok(Refusal { errors: problems.0.into_iter().map(status::problem).collect(), conflict: None })
@@ -235,10 +233,6 @@ fn refusal(not: NotApplied, pipeline: &str) -> Result<Refusal, Error> {
                 conflict: Some(v1::Conflict { expected, current }),
             })
         }
-        NotApplied::Unknown(known) => Err(Error::UnknownPipeline {
-            found: pipeline.to_owned(),
-            known: known.iter().map(ToString::to_string).collect(),
-        }),
         NotApplied::Store(error) => Err(error.into()),
     }
 }

@@ -21,10 +21,9 @@ impl Engine {
     /// When there is no such pipeline or step.
     pub async fn resume(&self, request: v1::ResumeRequest) -> Result<v1::ResumeResponse, Error> {
         let view = self.planned().await?;
-        let pipeline = view.pipeline(&request.pipeline).ok_or_else(|| Error::UnknownPipeline {
-            found: request.pipeline.clone(),
-            known: view.pipelines.iter().map(|pipeline| pipeline.name.to_string()).collect(),
-        })?;
+        let Some(pipeline) = view.pipeline(&request.pipeline) else {
+            return Err(self.unknown(request.pipeline).await);
+        };
         let wanted = |plan: &StepPlan| request.step.is_empty() || plan.id.step.as_str() == request.step;
         let steps: Vec<_> = pipeline.steps.iter().map(|step| &step.plan).filter(|plan| wanted(plan)).collect();
         if steps.is_empty() {

@@ -9,6 +9,8 @@ impl From<Error> for Status {
     fn from(error: Error) -> Self {
         let code = match &error {
             Error::UnknownPipeline { .. }
+            | Error::Deleted { .. }
+            | Error::Lost { .. }
             | Error::UnknownStep { .. }
             | Error::NoSuchStep { .. }
             | Error::UnknownRevision { .. } => Code::NotFound,

@@ -60,11 +60,11 @@ async fn a_step_with_a_backlog_is_not_removed_unless_it_is_abandoned() {
     let request = v1::ApplyRequest { text: SHORT.into(), abandon: true, ..Default::default() };
     assert!(engine.control().apply(request).await.unwrap().into_inner().accepted);
     // They are still there for a step of that name.
-    assert!(engine.rollback("shelf", 1).await.unwrap().accepted);
+    assert!(engine.rollback("shelf", Some(1)).await.unwrap().accepted);
     let status = engine.wait_for_status("it is back", |status| status.pipelines[0].steps.len() == 2).await;
     assert_eq!(status.pipelines[0].steps[0].lag, 10);
     // A rollback removes steps as well.
-    let back = engine.rollback("shelf", 2).await.unwrap();
+    let back = engine.rollback("shelf", Some(2)).await.unwrap();
     assert!(!back.accepted && back.errors[0].message.contains("10 records"), "{back:?}");
     assert!(engine.delete("shelf", true).await.unwrap().accepted);
 }

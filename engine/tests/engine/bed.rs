@@ -152,7 +152,8 @@ impl Running {
         self.control().apply(request).await.unwrap().into_inner()
     }
 
-    pub async fn rollback(&self, pipeline: &str, revision: u64) -> Result<v1::ApplyResponse, tonic::Status> {
+    /// Rolls back to a revision; none: to the one before.
+    pub async fn rollback(&self, pipeline: &str, revision: Option<u64>) -> Result<v1::ApplyResponse, tonic::Status> {
         let request = v1::RollbackRequest { pipeline: pipeline.into(), revision, ..Default::default() };
         self.control().rollback(request).await.map(tonic::Response::into_inner)
     }
@@ -168,7 +169,7 @@ impl Running {
     }
 
     pub async fn get(&self, pipeline: &str) -> Result<v1::GetResponse, tonic::Status> {
-        let request = v1::GetRequest { pipeline: pipeline.into(), revision: 0 };
+        let request = v1::GetRequest { pipeline: pipeline.into(), revision: None };
         self.control().get(request).await.map(tonic::Response::into_inner)
     }
 

@@ -28,9 +28,11 @@ async fn who_expected_another_revision_is_told_which_one_is_there() {
         assert!(late.errors[0].message.contains("2 is current"), "{:?}", late.errors);
     }
     assert_eq!(engine.get("shelf").await.unwrap().revision, 2);
-    // The answer of an apply may be lost; whoever asks again is told that it is so.
-    let again = engine.apply_expecting(&with_partitions(4), 1).await;
-    assert!(again.accepted && again.revision == 2, "{again:?}");
+    // Also who wants what is there already.
+    let late = engine.apply_expecting(&with_partitions(4), 1).await;
+    assert!(!late.accepted && late.conflict.is_some(), "{late:?}");
+    let again = engine.apply_expecting(&with_partitions(4), 2).await;
+    assert!(again.accepted && again.unchanged && again.revision == 2, "{again:?}");
     let missing = engine.apply_expecting(&SHELF.replace("shelf", "other"), 1).await;
     assert!(!missing.accepted && missing.conflict.unwrap().current.is_none());
 }
@@ -74,7 +76,7 @@ async fn history_tells_every_road() {
     engine.wait_for_status("the file is written", |_| bed.file("shelf.yaml").exists()).await;
     bed.write("shelf.yaml", &with_partitions(4));
     engine.wait_for_status("the edit runs", |status| status.pipelines[0].revision == 2).await;
-    let back = engine.rollback("shelf", 0).await.unwrap();
+    let back = engine.rollback("shelf", None).await.unwrap();
     assert!(back.accepted && back.revision == 3, "{back:?}");
     assert_eq!(engine.get("shelf").await.unwrap().text, SHELF);
 
@@ -96,13 +98,13 @@ async fn history_tells_every_road() {
             std::fs::read_to_string(bed.file("shelf.yaml")).unwrap() == SHELF
         })
         .await;
-    let request = v1::GetRequest { pipeline: "shelf".into(), revision: 2 };
+    let request = v1::GetRequest { pipeline: "shelf".into(), revision: Some(2) };
     let second = engine.control().get(request).await.unwrap().into_inner();
     assert_eq!((second.text, second.cluster.as_str()), (with_partitions(4), "local"));
     assert!(!second.summary.unwrap().current);
 
     // What that rollback undid comes back by another one.
-    assert!(engine.rollback("shelf", 0).await.unwrap().accepted);
+    assert!(engine.rollback("shelf", None).await.unwrap().accepted);
     assert_eq!(engine.get("shelf").await.unwrap().text, with_partitions(4));
 }
 
@@ -116,11 +118,11 @@ async fn each_of_the_last_50_revisions_can_be_brought_back() {
     }
     let history = engine.history("shelf").await.revisions;
     assert_eq!((history.len(), history[0].revision, history[49].revision), (50, 55, 6));
-    let gone = engine.rollback("shelf", 5).await.unwrap_err();
+    let gone = engine.rollback("shelf", Some(5)).await.unwrap_err();
     assert_eq!(gone.code(), Code::NotFound);
     assert!(gone.message().contains("no revision 5") && gone.message().contains("6 to 55"), "{}", gone.message());
     for n in 6..=55 {
-        let back = engine.rollback("shelf", n).await.unwrap();
+        let back = engine.rollback("shelf", Some(n)).await.unwrap();
         assert!(back.accepted, "{n}: {back:?}");
         assert_eq!(engine.get("shelf").await.unwrap().text, text(usize::try_from(n).unwrap()));
     }
@@ -149,7 +151,7 @@ async fn revisions_that_lost_a_race_take_nobodys_place_among_the_last_50() {
     let history = engine.history("shelf").await.revisions;
     assert_eq!((history.len(), history[0].revision), (50, 80));
     let oldest = history[49].revision;
-    assert!(engine.rollback("shelf", oldest).await.unwrap().accepted);
+    assert!(engine.rollback("shelf", Some(oldest)).await.unwrap().accepted);
     assert_eq!(engine.get("shelf").await.unwrap().text, text(oldest));
     assert!(store.list(&Key::new(&["revisions", "shelf"])).await.unwrap().len() < 80, "old ones go");
 }
@@ -158,16 +160,40 @@ async fn revisions_that_lost_a_race_take_nobodys_place_among_the_last_50() {
 async fn what_cannot_be_rolled_back_says_why() {
     let bed = Bed::new();
     let engine = bed.engine().await;
-    let missing = engine.rollback("shelf", 0).await.unwrap_err();
+    let missing = engine.rollback("shelf", None).await.unwrap_err();
     assert_eq!(missing.code(), Code::NotFound);
     engine.apply(SHELF).await;
-    let first = engine.rollback("shelf", 0).await.unwrap_err();
+    let first = engine.rollback("shelf", None).await.unwrap_err();
     assert_eq!(first.code(), Code::FailedPrecondition);
     assert!(first.message().contains("before 1"), "{}", first.message());
-    let request =
-        v1::RollbackRequest { pipeline: "shelf".into(), revision: 1, expected_revision: Some(7), ..Default::default() };
-    let same = engine.control().rollback(request).await.unwrap().into_inner();
-    assert!(same.accepted && same.revision == 1, "it is that text already: {same:?}");
+    let same = engine.rollback("shelf", Some(1)).await.unwrap();
+    assert!(same.accepted && same.unchanged && same.revision == 1, "it is that text already: {same:?}");
+    let request = v1::RollbackRequest {
+        pipeline: "shelf".into(),
+        revision: Some(1),
+        expected_revision: Some(7),
+        ..Default::default()
+    };
+    let late = engine.control().rollback(request).await.unwrap().into_inner();
+    assert!(!late.accepted && late.conflict.is_some(), "{late:?}");
+}
+
+#[tokio::test]
+async fn a_revision_0_is_none_and_those_that_are_kept_are_named() {
+    let bed = Bed::new();
+    let engine = bed.engine().await;
+    engine.apply(SHELF).await;
+    engine.apply(&with_partitions(4)).await;
+    let get = v1::GetRequest { pipeline: "shelf".into(), revision: Some(0) };
+    let get = engine.control().get(get).await.map(drop);
+    let rollback = engine.rollback("shelf", Some(0)).await.map(drop);
+    for refused in [get, rollback] {
+        let refused = refused.unwrap_err();
+        assert_eq!(refused.code(), Code::NotFound);
+        let said = refused.message();
+        assert!(said.contains("no revision 0") && said.contains("1 to 2 are kept"), "{said}");
+    }
+    assert_eq!(engine.get("shelf").await.unwrap().revision, 2);
 }
 
 #[tokio::test]
@@ -185,12 +211,15 @@ async fn a_deleted_pipeline_goes_with_its_file_and_comes_back() {
     assert!(deleted.accepted && deleted.revision == 2, "{deleted:?}");
     engine.wait_for_status("the file is gone", |_| !bed.file("shelf.yaml").exists()).await;
     assert!(engine.status().await.pipelines.is_empty());
-    assert_eq!(engine.get("shelf").await.unwrap_err().code(), Code::NotFound);
-    assert_eq!(engine.delete("shelf", false).await.unwrap_err().code(), Code::NotFound);
+    for refused in [engine.get("shelf").await.map(drop), engine.delete("shelf", false).await.map(drop)] {
+        let refused = refused.unwrap_err();
+        assert_eq!(refused.code(), Code::NotFound);
+        assert!(refused.message().contains("`pipedoc rollback shelf` brings revision 2 back"), "{refused:?}");
+    }
     let history = engine.history("shelf").await;
     assert!(history.deleted_at.is_some() && history.revisions.len() == 2 && !history.revisions[0].current);
 
-    let back = engine.rollback("shelf", 0).await.unwrap();
+    let back = engine.rollback("shelf", None).await.unwrap();
     assert!(back.accepted && back.revision == 3, "{back:?}");
     assert_eq!(engine.get("shelf").await.unwrap().text, with_partitions(4));
     assert_eq!(engine.history("shelf").await.revisions.len(), 3);

@@ -132,4 +132,10 @@ async fn status_says_what_runs_though_the_store_has_lost_it() {
     assert_eq!(step.state(), StepState::Failed);
     let status = engine.wait_for_status("the loss is told", |status| !status.problems.is_empty()).await;
     assert!(status.problems[0].message.contains("generation 41"), "{:?}", status.problems);
+    // Who asks for one of them is told what brings it back; so is who asks for another.
+    for (pipeline, said) in [("shelf", "shelf still runs"), ("third", "has lost its data")] {
+        let refused = engine.get(pipeline).await.unwrap_err();
+        assert_eq!(refused.code(), Code::NotFound);
+        assert!(refused.message().contains(said) && refused.message().contains("restore"), "{refused:?}");
+    }
 }

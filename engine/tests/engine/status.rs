@@ -52,6 +52,42 @@ async fn lag_and_dead_letters_come_from_the_log() {
 }
 
 #[tokio::test]
+async fn a_module_never_seen_is_named_with_its_step_until_one_comes() {
+    let bed = Bed::new();
+    let engine = bed.engine().await;
+    bed.write("shelf.yaml", &SHELF.replace("module: parser", "module: parsr"));
+    let status = engine.wait_for_status("both are told", |status| status.warnings.len() == 2).await;
+    let warning = &status.warnings[0];
+    assert!(
+        warning.file.ends_with("shelf.yaml") && warning.line == 4 && warning.field == "steps[0].module",
+        "{warning:?}"
+    );
+    assert!(warning.message.contains("\"parsr\" was never seen; step parse waits"), "{warning:?}");
+    assert!(status.problems.is_empty(), "that is no mistake: {:?}", status.problems);
+
+    // As modules come it is known which one was meant.
+    let _parser = engine.attach(instance("p1", "parser")).await;
+    let status = engine
+        .wait_for_status("a near name is offered", |status| {
+            status.warnings.first().is_some_and(|warning| warning.message.contains("did you mean"))
+        })
+        .await;
+    assert!(status.warnings[0].message.ends_with("did you mean \"parser\"?"), "{:?}", status.warnings);
+    let _sink = engine.attach(instance("s1", "object-sink")).await;
+    bed.write("shelf.yaml", SHELF);
+    engine.wait_for_status("nothing is to be told", |status| status.warnings.is_empty()).await;
+}
+
+#[tokio::test]
+async fn an_engine_on_a_folder_leads_and_names_itself() {
+    let bed = Bed::new();
+    let engine = bed.engine().await;
+    let engines = engine.status().await.engines;
+    let [only] = &engines[..] else { panic!("{engines:?}") };
+    assert!(only.answers && only.leads && only.healthy, "{only:?}");
+}
+
+#[tokio::test]
 async fn a_steps_state_is_the_worst_of_its_instances() {
     let bed = Bed::new();
     let engine = bed.engine().await;

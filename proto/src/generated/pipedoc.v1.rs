@@ -1564,8 +1564,8 @@ pub struct ApplyRequest {
     #[prost(bool, tag = "4")]
     pub dry_run: bool,
     /// Revision that must be the current one; 0: there must be no such pipeline;
-    /// not set: whatever is there. A text that equals the current revision's is
-    /// taken all the same, and changes nothing.
+    /// not set: whatever is there. That holds also of a text that equals the
+    /// current revision's, and so changes nothing.
     #[prost(uint64, optional, tag = "5")]
     pub expected_revision: ::core::option::Option<u64>,
     /// Also when a step goes that has records waiting in its default input topic.
@@ -1600,6 +1600,10 @@ pub struct ApplyResponse {
     /// Set when it was refused because another revision is the current one.
     #[prost(message, optional, tag = "7")]
     pub conflict: ::core::option::Option<Conflict>,
+    /// True when it was accepted and changes nothing: the current revision says the
+    /// same already.
+    #[prost(bool, tag = "8")]
+    pub unchanged: bool,
 }
 /// Somebody else changed a pipeline first.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1636,9 +1640,9 @@ pub struct GetRequest {
     /// Name of the pipeline.
     #[prost(string, tag = "1")]
     pub pipeline: ::prost::alloc::string::String,
-    /// Which revision; 0: the current one.
-    #[prost(uint64, tag = "2")]
-    pub revision: u64,
+    /// Which revision; not set: the current one.
+    #[prost(uint64, optional, tag = "2")]
+    pub revision: ::core::option::Option<u64>,
 }
 /// One pipeline as applied.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -1725,10 +1729,10 @@ pub struct RollbackRequest {
     /// Name of the pipeline.
     #[prost(string, tag = "1")]
     pub pipeline: ::prost::alloc::string::String,
-    /// Revision whose text is wanted; 0: the one before the current one, of a
+    /// Revision whose text is wanted; not set: the one before the current one, of a
     /// deleted pipeline its last one.
-    #[prost(uint64, tag = "2")]
-    pub revision: u64,
+    #[prost(uint64, optional, tag = "2")]
+    pub revision: ::core::option::Option<u64>,
     /// As in ApplyRequest.
     #[prost(uint64, optional, tag = "3")]
     pub expected_revision: ::core::option::Option<u64>,
@@ -1856,6 +1860,30 @@ pub struct StatusResponse {
     /// What is wrong with the configuration in the store, if anything.
     #[prost(message, repeated, tag = "5")]
     pub problems: ::prost::alloc::vec::Vec<Problem>,
+    /// What the operator should know though it runs: modules that pipelines name
+    /// and that were never seen.
+    #[prost(message, repeated, tag = "6")]
+    pub warnings: ::prost::alloc::vec::Vec<Problem>,
+    /// The engines, by address, as far as this one knows: itself, the one that
+    /// leads, and those in the store's catalog.
+    #[prost(message, repeated, tag = "7")]
+    pub engines: ::prost::alloc::vec::Vec<EngineStatus>,
+}
+/// An engine.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct EngineStatus {
+    /// Where others reach it, `HOST:PORT`.
+    #[prost(string, tag = "1")]
+    pub address: ::prost::alloc::string::String,
+    /// Whether it is the one that answers.
+    #[prost(bool, tag = "2")]
+    pub answers: bool,
+    /// Whether it leads. Engines that share a folder lead side by side.
+    #[prost(bool, tag = "3")]
+    pub leads: bool,
+    /// Whether it passes the catalog's health check; true where nobody checks it.
+    #[prost(bool, tag = "4")]
+    pub healthy: bool,
 }
 /// How a pipeline is doing.
 #[derive(Clone, PartialEq, ::prost::Message)]

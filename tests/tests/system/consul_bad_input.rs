@@ -127,7 +127,7 @@ fn an_engine_without_consul_gives_up_after_wait_and_says_why_once() {
     assert_eq!(output.status.code(), Some(1));
     let said = said(&output);
     let error = said.lines().find(|line| line.starts_with("error:")).unwrap();
-    assert!(error.contains("--wait") && error.contains(&address), "{error}");
+    assert!(error.contains("--wait") && error.contains(&address) && error.contains("not started"), "{error}");
     assert_eq!(error.matches("refused").count(), 1, "{error}");
 }
 
@@ -147,11 +147,16 @@ fn an_engine_waits_for_a_consul_that_comes_later() {
 fn bad_values_are_named_with_every_reason_and_the_last_good_one_runs() {
     let Some(consul) = consul::shared("bad_values_are_named") else { return };
     let place = Place::new("bad-values");
-    let _engine = place.engine(consul, None);
+    let engine = place.engine(consul, None);
     place.put(consul, "pipelines/shelf", SHELF);
     place.wait_for_revision("shelf", "1");
     let state = place.status().unwrap()["pipelines"][0]["steps"][0]["state"].clone();
     assert_eq!(state, "STEP_STATE_WAITING_FOR_MODULE", "a module never seen is waited for");
+    let warning = place.wait_for_status("the module is named", |status| Some(status["warnings"].get(0)?.clone()));
+    let told = "module \"never-seen\" was never seen; step parse waits until one of that name is started";
+    assert!(warning["message"].as_str().unwrap().starts_with(told), "{warning}");
+    assert_eq!((&warning["file"], &warning["line"]), (&"consul:pipedoc/bad-values/pipelines/shelf".into(), &4.into()));
+    wait_for("the leader tells of it", LONG, || engine.output().contains(told).then_some(()));
 
     place.put(consul, "pipelines/shelf", "pipeline: shelf\nsteps: [{{{");
     let problems = place.wait_for_problem("no YAML");
@@ -184,9 +189,25 @@ steps:
     let problem =
         problems.iter().find(|problem| problem["file"] == "consul:pipedoc/bad-values/pipelines/long").unwrap();
     assert!(problem["message"].as_str().unwrap().contains("524288"), "{problem}");
-    let applied = place.apply(&long, &[]);
-    assert_eq!(applied.status.code(), Some(2), "{}", said(&applied));
-    assert!(said(&applied).contains("524288"), "{}", said(&applied));
+    for more in [&["--dry-run"][..], &[]] {
+        let applied = place.apply(&long, more);
+        assert_eq!(applied.status.code(), Some(2), "{}", said(&applied));
+        assert!(said(&applied).contains("524288"), "{}", said(&applied));
+    }
+    // An engine that does not lead shows it as well.
+    let follower = Place::new("bad-values");
+    let _follower = follower.engine(consul, None);
+    let problems = follower.wait_for_problem("524288");
+    assert_eq!(problems, place.wait_for_problem("524288"));
+    let engines = follower.wait_for_status("both engines are named", |status| {
+        let engines = status["engines"].as_array()?;
+        (engines.len() == 2 && engines.iter().any(|engine| engine["leads"] == true)).then(|| engines.clone())
+    });
+    let leads = |port: u16| {
+        let address = format!("127.0.0.1:{port}");
+        engines.iter().find(|engine| engine["address"] == *address).map(|engine| engine["leads"] == true)
+    };
+    assert_eq!((leads(place.port), leads(follower.port)), (Some(true), Some(false)), "{engines:?}");
     consul.run(&["kv", "delete", &place.key("pipelines/long")]);
 
     place.put(consul, "pipelines/my shelf", SHELF);
@@ -201,6 +222,46 @@ steps:
     place.wait_for_status("nothing is wrong", |status| {
         status["problems"].as_array().is_none_or(Vec::is_empty).then_some(())
     });
+    let times = engine.output().matches(told).count();
+    assert_eq!(times, 1, "{}", engine.output());
+}
+
+#[test]
+fn what_is_so_already_and_what_cannot_be_is_said() {
+    let Some(consul) = consul::shared("what_is_so_already_and_what_cannot_be_is_said") else { return };
+    let place = Place::new("so-already");
+    let _engine = place.engine(consul, None);
+    wait_for("the engine takes it", LONG, || place.apply(SHELF, &[]).status.success().then_some(()));
+    let edited = SHELF.replace("partitions: 3", "partitions: 4");
+    assert!(place.apply(&edited, &["--expect", "1"]).status.success());
+    assert!(place.command(&["rollback", "shelf"]).status.success());
+
+    // That there is nothing to change does not make another revision the expected one.
+    let late = place.apply(SHELF, &["--expect", "1"]);
+    assert_eq!(late.status.code(), Some(2), "{late:?}");
+    assert!(said(&late).contains("revision 1 of pipeline shelf was expected, but 3 is current"), "{}", said(&late));
+    let printed = |output: Output| {
+        assert!(output.status.success(), "{}", said(&output));
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    let same = printed(place.apply(SHELF, &["--expect", "3"]));
+    assert!(same.contains("is revision 3 already; nothing was changed"), "{same}");
+    let same = printed(place.command(&["rollback", "shelf", "--to", "3"]));
+    assert_eq!(same.trim(), "pipeline shelf is still revision 3, which has that text; nothing was changed");
+
+    for refused in
+        [&["rollback", "shelf", "--to", "0"][..], &["diff", "shelf", "0"], &["get", "shelf", "--revision", "0"]]
+    {
+        let output = place.command(refused);
+        assert_eq!(output.status.code(), Some(2), "{output:?}");
+        assert!(said(&output).contains("has no revision 0; 1 to 3 are kept"), "{}", said(&output));
+    }
+    assert!(place.command(&["delete", "shelf"]).status.success());
+    for gone in ["get", "status", "delete"] {
+        let output = place.command(&[gone, "shelf"]);
+        assert_eq!(output.status.code(), Some(2), "{output:?}");
+        assert!(said(&output).contains("`pipedoc rollback shelf` brings revision 3 back"), "{}", said(&output));
+    }
 }
 
 #[test]
@@ -284,6 +345,9 @@ fn what_consul_lost_runs_on_and_comes_back_from_an_export() {
     fs::write(&backup, consul.run(&["kv", "export", &place.key("")])).unwrap();
     consul.restart();
     place.wait_for_problem("has no head");
+    let asked = place.command(&["get", "shelf"]);
+    assert_eq!(asked.status.code(), Some(2), "{asked:?}");
+    assert!(said(&asked).contains("shelf still runs") && said(&asked).contains("restore"), "{}", said(&asked));
     consul.run(&["kv", "import", &format!("@{}", backup.display())]);
     place.wait_for_status("nothing is wrong", |status| {
         status["problems"].as_array().is_none_or(Vec::is_empty).then_some(())
