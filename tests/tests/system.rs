@@ -13,6 +13,7 @@ mod system {
     mod cluster_page;
     mod cluster_users;
     mod conformance;
+    mod connector_kills;
     mod consul_bad_input;
     mod consul_catalog;
     mod consul_store;

@@ -104,6 +104,7 @@ async fn as_another_process() {
         "load" => super::sqlite_load::work(&worker).await,
         "sync" => super::sqlite_sync::write(&worker).await,
         "chaos" => super::chaos::work(&worker).await,
+        "connector" => super::connector_kills::work(&worker).await,
         "zombie" => super::zombies::be_frozen(&worker).await,
         other => panic!("no role {other}"),
     }
