@@ -71,6 +71,23 @@ fn ours(name: &[u8]) -> Option<Name> {
     u8::try_from(at).ok().map(Name::Ours)
 }
 
+/// A name to look for, so that each header costs a comparison of places where it can.
+#[derive(Clone, Copy)]
+struct Wanted<'a> {
+    name: &'a [u8],
+    place: Option<u8>,
+}
+
+impl<'a> Wanted<'a> {
+    fn new(name: &'a str) -> Self {
+        let place = match ours(name.as_bytes()) {
+            Some(Name::Ours(place)) => Some(place),
+            Some(Name::At(_)) | None => None,
+        };
+        Self { name: name.as_bytes(), place }
+    }
+}
+
 /// One header, lent by the record's [`Headers`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Header<'a> {
@@ -230,8 +247,18 @@ impl Headers {
     /// is missing or its last header has no value.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<&[u8]> {
-        let found = self.entries.iter().rev().map(|entry| self.lend(entry)).find(|header| header.name == name)?;
-        found.value
+        let wanted = Wanted::new(name);
+        let found = self.entries.iter().rev().find(|entry| self.is(entry, wanted))?;
+        found.value.map(|place| self.at(place))
+    }
+
+    /// Whether an entry has the name. Names of ours are always known by their place.
+    fn is(&self, entry: &Entry, wanted: Wanted<'_>) -> bool {
+        match (entry.name, wanted.place) {
+            (Name::Ours(place), Some(wanted)) => place == wanted,
+            (Name::At(place), None) => self.at(place) == wanted.name,
+            (Name::Ours(_), None) | (Name::At(_), Some(_)) => false,
+        }
     }
 
     /// The last value of a name as UTF-8 text; one that cannot be read counts as missing.
@@ -250,7 +277,8 @@ impl Headers {
     /// Whether the name occurs.
     #[must_use]
     pub fn contains(&self, name: &str) -> bool {
-        self.iter().any(|header| header.name == name)
+        let wanted = Wanted::new(name);
+        self.entries.iter().any(|entry| self.is(entry, wanted))
     }
 
     /// Adds one of our own headers at the end; earlier ones of that name are removed.
@@ -313,7 +341,10 @@ impl Headers {
 
     /// Removes all headers of a name.
     pub fn remove(&mut self, name: &str) {
-        self.retain(|header| header.name != name);
+        let wanted = Wanted::new(name);
+        if self.entries.iter().any(|entry| self.is(entry, wanted)) {
+            self.retain(|header| header.name != name);
+        }
     }
 
     /// Keeps only those that `keep` is true of.

@@ -10,12 +10,13 @@
 //! layers. Knows documents; knows nothing of records.
 
 use std::any::Any;
-use std::panic::AssertUnwindSafe;
+use std::future::poll_fn;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use futures::FutureExt;
 use futures::future::BoxFuture;
 use tokio::sync::Semaphore;
 use tower::{Service, ServiceExt};
@@ -46,17 +47,23 @@ impl Stack {
     /// time a retryable one.
     pub(crate) async fn call(&self, request: Request) -> Result<Answer> {
         let span = request.span.clone();
-        let work = AssertUnwindSafe(self.bounded(request)).catch_unwind();
+        let bounded = pin!(self.bounded(request));
+        let work = caught(bounded);
         let done = if span.is_disabled() { work.await } else { work.instrument(span).await };
         done.unwrap_or_else(|panic| Err(panicked(panic.as_ref())))
     }
 
     async fn bounded(&self, request: Request) -> Result<Answer> {
-        let _permit = self.permits.acquire().await?;
-        match tokio::time::timeout(self.timeout, self.innermost(request)).await {
-            Ok(answer) => answer,
-            Err(_) => Err(late()),
+        let _permit = match self.permits.try_acquire() {
+            Ok(permit) => permit,
+            Err(_) => self.permits.acquire().await?,
+        };
+        let mut work = pin!(self.innermost(request));
+        // Most modules answer at once, and need no clock.
+        if let Poll::Ready(answer) = poll_fn(|context| Poll::Ready(work.as_mut().poll(context))).await {
+            return answer;
         }
+        tokio::time::timeout(self.timeout, work).await.unwrap_or_else(|_| Err(late()))
     }
 
     async fn innermost(&self, request: Request) -> Result<Answer> {
@@ -65,6 +72,19 @@ impl Stack {
             None => work(self.module.as_ref(), request).await,
         }
     }
+}
+
+/// Polls a future where it lies, and catches its panics.
+pub(crate) async fn caught<F: Future>(mut future: Pin<&mut F>) -> std::thread::Result<F::Output> {
+    poll_fn(|context| {
+        let polled = catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(context)));
+        match polled {
+            Ok(Poll::Ready(output)) => Poll::Ready(Ok(output)),
+            Ok(Poll::Pending) => Poll::Pending,
+            Err(panic) => Poll::Ready(Err(panic)),
+        }
+    })
+    .await
 }
 
 async fn work(module: &dyn Documents, request: Request) -> Result<Answer> {

@@ -1,6 +1,5 @@
 //! What is known of the topics a step writes to, asked of the log now and then.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,6 +8,7 @@ use pipedoc_model::headers::Headers;
 use pipedoc_model::names::Topic;
 use pipedoc_transport::log::{self, Log, TopicInfo};
 use pipedoc_transport::size;
+use rustc_hash::FxHashMap;
 use tokio::time::Instant;
 
 use crate::error::{Error, Result};
@@ -19,12 +19,12 @@ const FRESH: Duration = Duration::from_secs(30);
 /// Topics, as last asked for.
 pub(crate) struct Topics {
     log: Arc<dyn Log>,
-    known: Mutex<HashMap<Topic, (Arc<TopicInfo>, Instant)>>,
+    known: Mutex<FxHashMap<Topic, (Arc<TopicInfo>, Instant)>>,
 }
 
 impl Topics {
     pub(crate) fn new(log: Arc<dyn Log>) -> Self {
-        Self { log, known: Mutex::new(HashMap::new()) }
+        Self { log, known: Mutex::default() }
     }
 
     /// A topic; `None` when it does not exist.

@@ -5,6 +5,7 @@
 //! attempts; says only what became of this one.
 
 use std::collections::{HashMap, HashSet};
+use std::pin::pin;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -23,6 +24,7 @@ use super::hop::{self, root_id};
 use super::lanes::LaneId;
 use super::pace::Pace;
 use super::process::Stack;
+use super::results::Made;
 use super::route::Router;
 use super::topics::Topics;
 use crate::error::{Error, Result, ResultExt};
@@ -150,19 +152,24 @@ impl Workshop {
     pub(crate) async fn one(&self, job: &Job) -> Result<Worked, Failed> {
         let mut about = About::default();
         let span = self.span(job);
-        let work = async {
-            let ready = self.ready(job, &mut about, true).await?;
-            let step = self.step_at_work();
-            let answer = self.call(ready.input, step.clone(), job.attempt, &span).await?;
-            let output = answer.into_iter().next().unwrap_or_else(|| Err(no_answer()))?;
-            self.finish(job, &ready.origin, output, &span).await
+        let result = {
+            // Some kilobytes, which stay where they are: moved about, they cost as much as a small module.
+            let work = pin!(self.work(job, &mut about, &span));
+            if span.is_disabled() { work.await } else { work.instrument(span.clone()).await }
         };
-        let result = if span.is_disabled() { work.await } else { work.instrument(span.clone()).await };
         match result {
             Ok(made) => Ok(made.about(about)),
             Err(fault) if about.document.is_empty() => Err(fault.about(About::of(&job.record))),
             Err(fault) => Err(fault.about(about)),
         }
+    }
+
+    async fn work(&self, job: &Job, about: &mut About, span: &Span) -> Result<Made, Fault> {
+        let ready = self.ready(job, about, true).await?;
+        let step = self.step_at_work();
+        let answer = self.call(ready.input, step.clone(), job.attempt, span).await?;
+        let output = answer.into_iter().next().unwrap_or_else(|| Err(no_answer()))?;
+        self.finish(job, &ready.origin, output, span).await
     }
 
     /// Works on records that share a batch; one result for each, in order.

@@ -44,7 +44,7 @@ const COMMIT_WHEN_DRAINED: Duration = Duration::from_millis(50);
 const GHOSTS_MAY_TAKE: Duration = Duration::from_secs(2);
 
 /// So many deliveries of a quick module make a row.
-const ROW: usize = 32;
+const ROW: usize = 64;
 
 /// No work begins while so many bytes of outputs are on their way.
 const OUTBOX_BYTES: usize = 64 << 20;

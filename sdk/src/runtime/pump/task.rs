@@ -2,13 +2,11 @@
 
 use std::collections::HashSet;
 use std::future::poll_fn;
-use std::panic::AssertUnwindSafe;
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Instant;
 
-use futures::FutureExt;
 use pipedoc_transport::log::{OutgoingRecord, Record, TopicPartition};
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::task::AbortHandle;
@@ -17,10 +15,10 @@ use tracing::Instrument;
 use crate::error::Error;
 use crate::runtime::dead_letter::{self, Reason};
 use crate::runtime::lanes::DeliveryId;
-use crate::runtime::pace;
 use crate::runtime::retry;
 use crate::runtime::status::Board;
 use crate::runtime::work::{About, Failed, Job, Worked, Workshop};
+use crate::runtime::{pace, process};
 
 /// What a task tells the pump.
 #[derive(Debug)]
@@ -82,19 +80,21 @@ pub(super) fn work_in_a_row(
     let mut promise = Promise::new(&signaller, Signal::Row { results: not_begun, goes_on: false });
     let row = async move {
         let began = Instant::now();
+        let mut now = began;
         let mut results = Vec::with_capacity(jobs.len());
         let mut failed_lanes = HashSet::new();
         let mut jobs = jobs.into_iter();
         while let Some((id, job)) = jobs.next() {
-            if failed_lanes.contains(&job.lane) || began.elapsed() > pace::LONG_ROW {
+            if failed_lanes.contains(&job.lane) || now.duration_since(began) > pace::LONG_ROW {
                 results.push((id, None));
                 continue;
             }
-            let this = Instant::now();
-            let mut work = pin!(AssertUnwindSafe(shop.one(&job)).catch_unwind());
+            let work = pin!(shop.one(&job));
+            let mut work = pin!(process::caught(work));
             let result = match poll_fn(|context| Poll::Ready(work.as_mut().poll(context))).await {
                 Poll::Ready(result) => {
-                    shop.pace.worked(this.elapsed());
+                    let before = std::mem::replace(&mut now, Instant::now());
+                    shop.pace.worked(now.duration_since(before));
                     result.unwrap_or_else(|_| Err(dropped(&job)))
                 }
                 Poll::Pending => {
