@@ -2,8 +2,8 @@
 //!
 //! consulrs and rustify each encode a path once, so that `%41` would arrive as
 //! `%2541`. Names of ours need no encoding; in those that people give (an entry
-//! of the inbox) every other byte becomes `~` and two hex digits, which no URL
-//! rule touches.
+//! of the inbox) every other byte becomes a comma and two hex digits, which no URL
+//! rule touches. Newer agents take nothing else than letters, digits and `,-_./`.
 
 use pipedoc_model::names::ClusterName;
 
@@ -67,7 +67,7 @@ pub(super) fn escape(key: &str) -> String {
         if is_plain_byte(byte) || byte == b'/' {
             escaped.push(char::from(byte));
         } else {
-            escaped.push_str(&format!("~{byte:02x}"));
+            escaped.push_str(&format!(",{byte:02x}"));
         }
     }
     escaped
@@ -80,7 +80,7 @@ pub(super) fn unescape(escaped: &str) -> String {
     while let Some((&byte, after)) = rest.split_first() {
         let code = after.get(..2).and_then(|code| std::str::from_utf8(code).ok());
         match code.and_then(|code| u8::from_str_radix(code, 16).ok()) {
-            Some(code) if byte == b'~' => {
+            Some(code) if byte == b',' => {
                 bytes.push(code);
                 rest = &after[2..];
             }
@@ -103,10 +103,10 @@ mod tests {
 
     #[test]
     fn every_name_comes_back_and_travels_untouched() {
-        for name in ["shelf", "my shelf%41.yaml", "ä~/b", "~zz", ""] {
+        for name in ["shelf", "my shelf%41.yaml", "ä~/b", ",zz", "~2c", ""] {
             let escaped = escape(name);
             assert_eq!(unescape(&escaped), name);
-            assert!(escaped.bytes().all(|byte| is_plain_byte(byte) || matches!(byte, b'~' | b'/')), "{escaped}");
+            assert!(escaped.bytes().all(|byte| is_plain_byte(byte) || matches!(byte, b',' | b'/')), "{escaped}");
         }
     }
 }

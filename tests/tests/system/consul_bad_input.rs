@@ -210,10 +210,10 @@ steps:
     assert_eq!((leads(place.port), leads(follower.port)), (Some(true), Some(false)), "{engines:?}");
     consul.run(&["kv", "delete", &place.key("pipelines/long")]);
 
-    place.put(consul, "pipelines/my shelf", SHELF);
+    place.put(consul, "pipelines/my/shelf", SHELF);
     let problems = place.wait_for_problem("no name of a pipeline");
-    assert!(problems.iter().any(|problem| problem["message"].as_str().unwrap().contains("my shelf")), "{problems:?}");
-    consul.run(&["kv", "delete", &place.key("pipelines/my shelf")]);
+    assert!(problems.iter().any(|problem| problem["message"].as_str().unwrap().contains("my/shelf")), "{problems:?}");
+    consul.run(&["kv", "delete", &place.key("pipelines/my/shelf")]);
 
     let status = place.status().unwrap();
     assert_eq!((status["pipelines"].as_array().unwrap().len(), &status["pipelines"][0]["revision"]), (1, &"1".into()));
