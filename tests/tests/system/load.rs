@@ -77,6 +77,8 @@ impl Load {
         let sending = tokio::spawn(async move {
             let mut receipts = tokio::task::JoinSet::new();
             let mut tick = tokio::time::interval(TICK);
+            // A machine that is late sends less, not all at once.
+            tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
             let mut sent = sent;
             while !stopped.load(Ordering::Relaxed) {
                 tick.tick().await;
