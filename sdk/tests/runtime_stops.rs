@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use bed::*;
 use parking_lot::Mutex;
-use pipedoc_model::step::{ControlState, FailureRate, OnExhausted, StepPlan};
+use pipedoc_model::step::{ControlState, Delivery, FailureRate, OnExhausted, StepPlan};
 use pipedoc_sdk::event::Event;
 use pipedoc_sdk::factory::Factory;
 use pipedoc_sdk::instance::{PauseReason, StepState};
@@ -159,4 +159,23 @@ async fn a_step_that_fails_too_often_stands_still_before_it_fills_its_dead_lette
     let status = bed.drained("s").await;
     assert_eq!((status.state, status.paused.len()), (StepState::Running, 0));
     assert_eq!(bed.read(DEAD).await.len(), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_step_that_fails_seldom_goes_on_though_acknowledgements_come_late() {
+    for delivery in [Delivery::AtLeastOnce, Delivery::ExactlyOnce] {
+        let bed = bed().await;
+        let mut plan = StepPlan { delivery, on_exhausted: OnExhausted::DeadLetter, ..pausing() };
+        plan.stop_at_failure_rate = Some(FailureRate { percent: 20.0, last: 50 });
+        let names: Vec<String> = (0..400).map(|n| format!("d{n:03}")).collect();
+        let title = |n: usize| if n % 10 == 9 { "bad-seldom" } else { "" };
+        let docs: Vec<_> = names.iter().enumerate().map(|(n, id)| (id.as_str(), id.as_str(), title(n))).collect();
+        bed.send_records(records(0, &docs)).await;
+        bed.apply(&[plan]);
+        let end = || bed.status("s");
+        until("the end, or a stop", || (end().failed == 40 || !end().paused.is_empty()).then_some(())).await;
+        assert_eq!((end().state, end().last_error.contains("stop_at")), (StepState::Running, false), "{delivery:?}");
+        bed.await_records("out", 360).await;
+        assert_eq!(bed.read(DEAD).await.len(), 40, "{delivery:?}");
+    }
 }

@@ -32,6 +32,11 @@ impl Breaker {
         }
     }
 
+    /// A delivery that was counted as done is given up on after all.
+    pub(crate) fn undone(&mut self) {
+        self.seen = self.seen.saturating_sub(1);
+    }
+
     /// A delivery is about to be given up on. Returns whether this one trips it.
     pub(crate) fn gives_up(&mut self) -> bool {
         let Some(rate) = self.rate.filter(|_| !self.tripped) else { return false };

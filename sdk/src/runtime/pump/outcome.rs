@@ -116,6 +116,8 @@ impl Pump {
         for output in worked.unable {
             self.board.event(&Event::DeletionEnded { document: worked.about.document.clone(), output });
         }
+        // Counted as early as failures are: acknowledgements come late, and many at once.
+        self.breaker.done(1);
         let partial = worked.partial.map(|loss| loss.to_string());
         delivery.stage = Stage::Sending { about: worked.about, sent: worked.records.len(), partial };
         let lane = delivery.lane;
@@ -241,7 +243,6 @@ impl Pump {
         let Some(delivery) = self.deliveries.get_mut(id) else { return };
         match std::mem::replace(&mut delivery.stage, Stage::Waiting) {
             Stage::Sending { about, sent, partial } => {
-                self.breaker.done(1);
                 self.board.done();
                 if let Some(error) = partial {
                     self.board.event(&Event::Partial { document: about.document.clone(), error });
@@ -280,6 +281,7 @@ impl Pump {
         let Some(delivery) = self.deliveries.get_mut(id) else { return };
         let Stage::Sending { about, .. } = &delivery.stage else { return };
         let about = about.clone();
+        self.breaker.undone();
         delivery.attempts += 1;
         let kind = match error {
             log::Error::RecordTooLarge { .. } | log::Error::TransactionTooLarge { .. } => "too-large",
