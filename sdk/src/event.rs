@@ -70,6 +70,10 @@ pub enum Event {
         document: String,
         /// How many records it became, over all outputs.
         sent: usize,
+        /// Whether any of them went to a topic that is not the pipeline's own: it has
+        /// left the pipeline there. Of record modules it is known only where all their
+        /// outputs are such topics.
+        left: bool,
         /// Whether it was a tombstone.
         tombstone: bool,
     },

@@ -718,6 +718,6 @@ async fn sinks_and_filters_are_done_without_sending() {
     bed.send("in", [doc("a#7", "skip")]).await;
     bed.drained("s").await;
     bed.drained("t").await;
-    let done = Event::Done { document: "a".into(), sent: 0, tombstone: false };
+    let done = Event::Done { document: "a".into(), sent: 0, left: false, tombstone: false };
     until("both to be done", || (bed.events.count(|event| *event == done) == 2).then_some(())).await;
 }

@@ -1,8 +1,10 @@
-//! What became of each document of a run: each found one is counted once.
+//! What became of each document of a run: each is counted once.
 //!
 //! A document is a dead letter if any of its records became one, else delivered if
-//! a sink stored anything of it, else unchanged if its connector said so, else
-//! filtered. Knows documents by a hash of their ids, so that a million of them take
+//! a sink stored anything of it or if any of it went to a topic outside the pipeline,
+//! else unchanged if its connector said so, else filtered. Those that no connector of
+//! this run found, as they came through a topic, are dead letters or delivered as well.
+//! Knows documents by a hash of their ids, so that a million of them take
 //! little memory.
 
 use std::collections::HashMap;
@@ -19,7 +21,7 @@ use serde::Serialize;
 struct Fate {
     found: bool,
     unchanged: bool,
-    stored: bool,
+    delivered: bool,
     dead: bool,
 }
 
@@ -36,18 +38,19 @@ pub struct DeadLetter {
     pub error: String,
 }
 
-/// How many found documents ended how.
+/// How many documents ended how.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Counts {
     /// Documents that connectors found.
     pub found: u64,
-    /// Found ones of which a sink stored something.
+    /// Those of which a sink stored something, or that left into a topic of another's,
+    /// found or not.
     pub delivered: u64,
     /// Found ones that were sent by an earlier run and have not changed.
     pub unchanged: u64,
     /// Found ones that no output or sink took.
     pub filtered: u64,
-    /// Found ones that were given up on.
+    /// Those that were given up on, found or not.
     pub dead_letters: u64,
     /// Documents deleted since the last run, beside the found ones.
     pub deleted: u64,
@@ -66,6 +69,8 @@ pub struct Ledger {
 struct State {
     fates: HashMap<(u64, u64), Fate>,
     deleted: u64,
+    /// Dead letters of which no document is known: each counts for one.
+    nameless: u64,
     dead: Vec<DeadLetter>,
     trouble: Option<String>,
 }
@@ -79,14 +84,14 @@ impl Ledger {
     /// The counts so far.
     pub fn counts(&self) -> Counts {
         let state = self.state.lock();
-        let mut counts = Counts { deleted: state.deleted, ..Counts::default() };
-        for fate in state.fates.values().filter(|fate| fate.found) {
-            counts.found += 1;
+        let mut counts = Counts { deleted: state.deleted, dead_letters: state.nameless, ..Counts::default() };
+        for fate in state.fates.values() {
+            counts.found += u64::from(fate.found);
             match fate {
                 Fate { dead: true, .. } => counts.dead_letters += 1,
-                Fate { stored: true, .. } => counts.delivered += 1,
+                Fate { delivered: true, .. } => counts.delivered += 1,
                 Fate { unchanged: true, .. } => counts.unchanged += 1,
-                _ => counts.filtered += 1,
+                Fate { .. } => counts.filtered += 1,
             }
         }
         counts
@@ -138,11 +143,15 @@ impl Observer for Ledger {
             Event::FailureRateReached { reason } => {
                 state.trouble = Some(format!("step {step} stands still, as its stop_at_failure_rate asks: {reason}"));
             }
-            Event::Done { document, tombstone: false, .. } if self.sinks.contains(step) => {
-                state.fates.entry(key(document)).or_default().stored = true;
+            Event::Done { document, tombstone: false, left, .. } if *left || self.sinks.contains(step) => {
+                state.fates.entry(key(document)).or_default().delivered = true;
             }
             Event::DeadLetter { document, kind, error, .. } => {
-                state.fates.entry(key(document)).or_default().dead = true;
+                if document.is_empty() {
+                    state.nameless += 1;
+                } else {
+                    state.fates.entry(key(document)).or_default().dead = true;
+                }
                 if state.dead.len() < SHOWN {
                     state.dead.push(DeadLetter {
                         document: document.clone(),
@@ -168,12 +177,14 @@ mod tests {
     }
 
     #[test]
-    fn each_found_document_is_counted_once() {
+    fn each_document_is_counted_once() {
         let ledger = Ledger::new(vec![step("store")]);
         let found = |document: &str| ledger.event(&step("files"), &Event::Found { document: document.into() });
-        let done = |document: &str| {
-            ledger.event(&step("store"), &Event::Done { document: document.into(), sent: 0, tombstone: false });
+        let told = |name: &str, document: &str, left: bool| {
+            let document = document.into();
+            ledger.event(&step(name), &Event::Done { document, sent: usize::from(left), left, tombstone: false });
         };
+        let done = |document: &str| told("store", document, false);
         let dead = |document: &str| {
             let event = Event::DeadLetter {
                 document: document.into(),
@@ -183,7 +194,7 @@ mod tests {
             };
             ledger.event(&step("parse"), &event);
         };
-        for document in ["delivered", "both", "dead", "filtered"] {
+        for document in ["delivered", "both", "dead", "filtered", "left"] {
             found(document);
         }
         done("delivered");
@@ -191,12 +202,17 @@ mod tests {
         done("both");
         dead("both");
         dead("dead");
-        dead("never found in this run");
+        told("parse", "filtered", false);
+        told("parse", "left", true);
+        dead("came through a topic");
+        done("came through a topic as well");
+        dead("");
+        dead("");
         ledger.event(&step("files"), &Event::Unchanged { document: "old".into() });
         ledger.event(&step("files"), &Event::Deleted { document: "gone".into() });
-        ledger.event(&step("store"), &Event::Done { document: "gone".into(), sent: 0, tombstone: true });
+        ledger.event(&step("store"), &Event::Done { document: "gone".into(), sent: 0, left: false, tombstone: true });
         let counts = ledger.counts();
-        assert_eq!(counts, Counts { found: 5, delivered: 1, unchanged: 1, filtered: 1, dead_letters: 2, deleted: 1 });
-        assert_eq!(ledger.dead_letters().len(), 3);
+        assert_eq!(counts, Counts { found: 6, delivered: 3, unchanged: 1, filtered: 1, dead_letters: 5, deleted: 1 });
+        assert_eq!(ledger.dead_letters().len(), 5);
     }
 }

@@ -32,9 +32,10 @@ impl Breaker {
         }
     }
 
-    /// A delivery that was counted as done is given up on after all.
-    pub(crate) fn undone(&mut self) {
-        self.seen = self.seen.saturating_sub(1);
+    /// Deliveries that were counted as done are not: they are given up on after all, or
+    /// done again.
+    pub(crate) fn undone(&mut self, deliveries: usize) {
+        self.seen = self.seen.saturating_sub(deliveries as u64);
     }
 
     /// A delivery is about to be given up on. Returns whether this one trips it.

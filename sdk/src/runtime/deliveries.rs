@@ -43,8 +43,8 @@ pub(crate) enum Stage {
     /// Its dead letter is made, and follows those of its lane that were sent before
     /// and may still be refused.
     Buried { letter: Box<OutgoingRecord>, about: About, reason: Reason },
-    /// Its outputs are on their way; its lane goes on.
-    Sending { about: About, sent: usize, partial: Option<String> },
+    /// Its outputs are on their way; its lane goes on. `left`: some leave the pipeline.
+    Sending { about: About, sent: usize, left: bool, partial: Option<String> },
     /// Its dead letter is on its way.
     SendingDeadLetter { about: About, reason: Reason },
 }

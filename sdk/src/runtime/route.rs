@@ -19,6 +19,8 @@ pub(crate) struct Router {
     step: StepId,
     ways: Vec<Way>,
     allowed: Vec<Topic>,
+    /// What the names of the pipeline's own topics begin with.
+    own: String,
 }
 
 #[derive(Debug)]
@@ -90,7 +92,8 @@ impl Router {
                 })
             })
             .collect::<Result<_>>()?;
-        Ok(Self { step: plan.id.clone(), ways, allowed: plan.allowed_topics.clone() })
+        let own = format!("{}.{}.", plan.cluster, plan.id.pipeline);
+        Ok(Self { step: plan.id.clone(), ways, allowed: plan.allowed_topics.clone(), own })
     }
 
     /// Where a document goes. `to` is what code asked for.
@@ -165,6 +168,16 @@ impl Router {
     /// All topics that the step may write to.
     pub(crate) fn topics(&self) -> impl Iterator<Item = &Topic> {
         self.ways.iter().map(|way| &way.topic).chain(&self.allowed)
+    }
+
+    /// Whether a topic is none of the pipeline's own: what is sent there leaves it.
+    pub(crate) fn leaves(&self, topic: &Topic) -> bool {
+        !topic.as_str().starts_with(&self.own)
+    }
+
+    /// Whether all that the step sends leaves the pipeline.
+    pub(crate) fn only_leaves(&self) -> bool {
+        self.topics().all(|topic| self.leaves(topic))
     }
 
     /// The topic behind a name of an output or an allowed topic.

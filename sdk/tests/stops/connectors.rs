@@ -134,6 +134,28 @@ async fn a_connector_that_fails_too_often_stands_still() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_connector_that_fails_seldom_goes_on_though_acknowledgements_come_late() {
+    for delivery in [Delivery::AtLeastOnce, Delivery::ExactlyOnce] {
+        let bed = Bed::with(Arc::new(MemoryLog::new()), vec![Factory::connector::<Counter>()], Layers::new());
+        let plan = StepPlan {
+            module: "counter".parse().unwrap(),
+            config: serde_json::json!({"count": 400}),
+            stop_at_failure_rate: Some(FailureRate { percent: 20.0, last: 50 }),
+            delivery,
+            ..source("")
+        };
+        bed.run(&[plan]).await;
+        let ended = until("the end, or a stop", || {
+            let status = bed.status("s");
+            matches!(status.state, StepState::Completed | StepState::Paused).then_some(status)
+        })
+        .await;
+        assert_eq!((ended.state, ended.done, ended.failed), (StepState::Completed, 360, 40), "{}", ended.last_error);
+        assert_eq!((ids(&bed).await.len(), bed.read(DEAD).await.len()), (360, 40), "{delivery:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_a_connector_cannot_give_is_skipped_where_the_step_says_so() {
     for delivery in [Delivery::AtLeastOnce, Delivery::ExactlyOnce] {
         let bed = bed();

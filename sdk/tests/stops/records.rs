@@ -30,6 +30,24 @@ struct Config {
     exact: bool,
 }
 
+/// Takes a while for each batch, and fails for good at records whose key begins with `bad`.
+struct Slow;
+
+impl RecordModule for Slow {
+    type Config = Nothing;
+    const NAME: &'static str = "slow";
+
+    async fn open(_: Nothing, _: &Step) -> Result<Self> {
+        Ok(Self)
+    }
+
+    async fn process(&self, batch: &RecordBatch, _: &RecordContext) -> Result<()> {
+        tokio::time::sleep(Duration::from_millis(2)).await;
+        let is_bad = |record: &Record| record.key.as_deref().is_some_and(|key| key.starts_with(b"bad"));
+        if batch.records.iter().any(is_bad) { Err(Error::permanent("broken")) } else { Ok(()) }
+    }
+}
+
 static MENDED: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
 
 impl RecordModule for Mendable {
@@ -216,5 +234,37 @@ async fn a_step_that_fails_too_often_stands_still_before_it_fills_its_dead_lette
         let status = bed.drained("s").await;
         assert_eq!((status.state, status.paused.len()), (StepState::Running, 0));
         assert_eq!((keys(&bed).await.len(), bed.read(DEAD).await.len()), (57, 3));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_step_that_fails_seldom_goes_on_though_its_transactions_come_late() {
+    for delivery in [Delivery::AtLeastOnce, Delivery::ExactlyOnce] {
+        let log = Arc::new(MemoryLog::new());
+        let bed = Bed::with(log, vec![Factory::records::<Slow>()], Layers::new());
+        for name in ["in", "out", DEAD] {
+            bed.topic(name, 1).await;
+        }
+        // So large that each is a batch of its own; so many that transactions come between.
+        let large = bytes::Bytes::from(vec![b'x'; 600 << 10]);
+        let one = |n: usize| {
+            let key = format!("{}{n}", if n % 10 == 9 { "bad" } else { "good" });
+            OutgoingRecord::new(topic("in"), Some(key.into()), Some(large.clone()))
+        };
+        bed.send_records((0..60).map(one).collect()).await;
+        let plan = StepPlan {
+            module: "slow".parse().unwrap(),
+            stop_at_failure_rate: Some(FailureRate { percent: 20.0, last: 10 }),
+            delivery,
+            ..plan("s")
+        };
+        bed.apply(&[plan]);
+        let ended = until("the end, or a stop", || {
+            let status = bed.status("s");
+            (status.done + status.failed == 60 || !status.paused.is_empty()).then_some(status)
+        })
+        .await;
+        assert_eq!((ended.done, ended.failed, ended.paused.len()), (54, 6, 0), "{}", ended.last_error);
+        assert_eq!(bed.read(DEAD).await.len(), 6, "{delivery:?}");
     }
 }

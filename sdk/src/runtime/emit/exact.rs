@@ -165,7 +165,7 @@ impl Emissions {
             self.board.trouble(&Error::from(error.clone()).context("a transaction was refused"));
         }
         for number in given_up {
-            self.give_up(number, &Error::permanent(error.clone()).with_kind("refused"));
+            self.refused(number, &Error::permanent(error.clone()).with_kind("refused"));
         }
     }
 }

@@ -293,6 +293,10 @@ impl Emissions {
         match error {
             Some(error) => self.give_up(number, &error),
             None => {
+                if !silent {
+                    // Counted as early as failures are: acknowledgements come late.
+                    self.breaker.done(1);
+                }
                 self.send(number);
                 self.advance();
             }
@@ -314,8 +318,7 @@ impl Emissions {
             Err(error)
                 if is_of_the_record(&error) && matches!(settled.ticket, Ticket::Records(_)) && entry.dead.is_none() =>
             {
-                let error = Error::permanent(error).with_kind("refused");
-                self.give_up(number, &error);
+                self.refused(number, &Error::permanent(error).with_kind("refused"));
             }
             Err(error) => {
                 let passing = error.is_retryable() || is_of_the_record(&error);
@@ -377,9 +380,10 @@ impl Emissions {
         let About { document, version, tombstone } = entry.about.clone();
         match (&entry.dead, &entry.skipped) {
             (None, None) => {
-                self.breaker.done(1);
                 self.board.done();
-                self.board.event(&Event::Done { document, sent: entry.records.len(), tombstone });
+                let sent = entry.records.len();
+                let left = entry.records.iter().any(|record| self.shop.router.leaves(&record.topic));
+                self.board.event(&Event::Done { document, sent, left, tombstone });
             }
             (None, Some(error)) => {
                 self.board.failed();

@@ -15,6 +15,14 @@ use crate::runtime::dead_letter::Reason;
 use crate::runtime::status::{PauseReason, PausedPartition};
 
 impl Emissions {
+    /// The log does not take what was made of a document.
+    pub(super) fn refused(&mut self, number: u64, error: &Error) {
+        if find(&mut self.sending, number).is_some_and(|entry| !entry.silent) {
+            self.breaker.undone(1);
+        }
+        self.give_up(number, error);
+    }
+
     /// A document can never be sent.
     pub(super) fn give_up(&mut self, number: u64, error: &Error) {
         self.board.error(&error.to_string());

@@ -119,7 +119,9 @@ impl Pump {
         // Counted as early as failures are: acknowledgements come late, and many at once.
         self.breaker.done(1);
         let partial = worked.partial.map(|loss| loss.to_string());
-        delivery.stage = Stage::Sending { about: worked.about, sent: worked.records.len(), partial };
+        let sent = worked.records.len();
+        let left = worked.records.iter().any(|record| self.shop.router.leaves(&record.topic));
+        delivery.stage = Stage::Sending { about: worked.about, sent, left, partial };
         let lane = delivery.lane;
         self.deliveries.sent(lane, id);
         self.send(id, worked.records);
@@ -242,13 +244,13 @@ impl Pump {
     pub(super) fn acknowledged(&mut self, id: DeliveryId) {
         let Some(delivery) = self.deliveries.get_mut(id) else { return };
         match std::mem::replace(&mut delivery.stage, Stage::Waiting) {
-            Stage::Sending { about, sent, partial } => {
+            Stage::Sending { about, sent, left, partial } => {
                 self.board.done();
                 if let Some(error) = partial {
                     self.board.event(&Event::Partial { document: about.document.clone(), error });
                 }
                 let About { document, tombstone, .. } = about;
-                self.board.event(&Event::Done { document, sent, tombstone });
+                self.board.event(&Event::Done { document, sent, left, tombstone });
                 self.is_settled(id);
             }
             Stage::SendingDeadLetter { about, reason } => {
@@ -281,7 +283,7 @@ impl Pump {
         let Some(delivery) = self.deliveries.get_mut(id) else { return };
         let Stage::Sending { about, .. } = &delivery.stage else { return };
         let about = about.clone();
-        self.breaker.undone();
+        self.breaker.undone(1);
         delivery.attempts += 1;
         let kind = match error {
             log::Error::RecordTooLarge { .. } | log::Error::TransactionTooLarge { .. } => "too-large",

@@ -144,15 +144,15 @@ pub(super) async fn bury(station: Arc<Station>, source: Arc<Source>, record: Rec
 
 /// Tells that records are done.
 pub(super) fn told_done(station: &Station, records: &[Record], sent: usize) {
-    station.fuse.done(records.len());
     station.board.done_many(records.len());
     if !station.board.heeds_documents() {
         return;
     }
     let sent = usize::from(sent > 0);
+    let left = sent > 0 && station.shop.router.only_leaves();
     for record in records {
         let About { document, tombstone, .. } = About::of(record);
-        station.board.event(&Event::Done { document, sent, tombstone });
+        station.board.event(&Event::Done { document, sent, left, tombstone });
     }
 }
 

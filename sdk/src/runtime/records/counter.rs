@@ -212,6 +212,7 @@ impl Worker {
             return;
         }
         let Some(load) = entry.load else { return };
+        self.station.fuse.undone(load.count());
         // All after it is done anew; a module's own transactions among it are dropped.
         counter.bytes = 0;
         counter.singly = 0;

@@ -59,6 +59,7 @@ impl Worker {
             }
             settled.push(record.offset);
         }
+        self.station.fuse.undone(batch.records.len() - done.len());
         told_done(&self.station, &done, sent);
         let Some(error) = refused else {
             return self.settle(&load);

@@ -38,12 +38,19 @@ impl Fuse {
         }
     }
 
-    /// So many records were done.
+    /// So many records were done: counted as soon as that is known, as failures are.
     pub(super) fn done(&self, records: usize) {
-        if self.idle {
-            return;
+        if !self.idle {
+            self.breaker.lock().done(records);
         }
-        self.breaker.lock().done(records);
+    }
+
+    /// So many that were counted as done are not: they are given up on after all, or
+    /// done again.
+    pub(super) fn undone(&self, records: usize) {
+        if !self.idle {
+            self.breaker.lock().undone(records);
+        }
     }
 
     /// A record is about to be given up on: why the step stops instead, if it does.

@@ -77,6 +77,11 @@ impl Load {
     pub(super) fn anew(self) -> Self {
         Self { attempts: 0, setbacks: 0, ..self }
     }
+
+    /// How many records are to be worked on.
+    pub(super) fn count(&self) -> usize {
+        self.batch.as_ref().map_or(0, |batch| batch.records.len())
+    }
 }
 
 /// A batch, and the bytes that its records hold.
@@ -295,10 +300,14 @@ impl Worker {
     fn turned(&mut self, load: Load, turn: Turn) {
         match turn {
             Turn::Returned(sending) => {
+                self.station.fuse.done(load.count());
                 self.afloat.push_back(load);
                 self.outcomes.push_back(sending.settled().boxed());
             }
-            Turn::Gathered(shipment) => self.pass(load, Vec::new(), shipment),
+            Turn::Gathered(shipment) => {
+                self.station.fuse.done(load.count());
+                self.pass(load, Vec::new(), shipment);
+            }
             Turn::Failed { error, patient, culprit, marks } => {
                 let load = self.keep_marked(load, &marks);
                 self.attempt_failed(load, error, patient, culprit);
@@ -326,6 +335,7 @@ impl Worker {
                 // It and all after it are done anew.
                 self.outcomes = FuturesOrdered::new();
                 let afloat = std::mem::take(&mut self.afloat);
+                self.station.fuse.undone(load.count());
                 self.take_back(afloat);
                 let (error, patient) = self.of_send(error);
                 self.attempt_failed(load, error, patient, culprit);
@@ -346,10 +356,13 @@ impl Worker {
         self.station.news.notify_one();
     }
 
-    /// Puts loads back whose turn comes again, and with them what is in hand.
+    /// Puts loads back that were worked on and whose turn comes again, and with them
+    /// what is in hand.
     pub(super) fn take_back(&mut self, loads: impl IntoIterator<Item = Load, IntoIter: DoubleEndedIterator>) {
         let in_hand = self.in_hand.take().map(|(load, _)| load);
-        for later in loads.into_iter().chain(in_hand).rev() {
+        let fuse = &self.station.fuse;
+        let loads = loads.into_iter().inspect(|load| fuse.undone(load.count()));
+        for later in loads.chain(in_hand).rev() {
             self.queue.push_front(later);
         }
     }
@@ -370,6 +383,7 @@ impl Worker {
         };
         let done: Vec<Record> =
             records.filter(|(at, record)| is_done(*at, record)).map(|(_, record)| record.clone()).collect();
+        self.station.fuse.done(done.len());
         told_done(&self.station, &done, 0);
         let done: Vec<i64> = done.iter().map(|record| record.offset).collect();
         self.split(load, &done, Shipment::default())
