@@ -19,6 +19,7 @@ use tokio_util::task::AbortOnDropHandle;
 use tonic::transport::server::TcpIncoming;
 
 use crate::catalog::Catalog;
+use crate::dead_letters::DeadLetters;
 use crate::editor::Editor;
 use crate::error::Error;
 use crate::grpc;
@@ -84,6 +85,7 @@ struct Inner {
     log_identity: OnceCell<String>,
     editor: Arc<Editor>,
     intake: Intake,
+    dead_letters: DeadLetters,
     sessions: Sessions,
     view: watch::Receiver<Arc<View>>,
     leadership: watch::Receiver<Leadership>,
@@ -120,6 +122,7 @@ impl Engine {
             log,
             log_identity: OnceCell::new(),
             editor,
+            dead_letters: DeadLetters::default(),
             sessions: Sessions::default(),
             view,
             leadership,
@@ -169,7 +172,8 @@ impl Engine {
             },
         };
         let instances = self.0.sessions.all();
-        let mut status = status::status(&self.0.cluster, &view, &instances, self.0.log.as_ref(), only).await;
+        let Inner { cluster, log, dead_letters, .. } = &*self.0;
+        let mut status = status::status(cluster, &view, &instances, log.as_ref(), dead_letters, only).await;
         let catalog = tokio::time::timeout(CATALOG_ANSWERS, self.0.catalog.store().engines()).await;
         // Whatever keeps it away, this engine and the one that leads are known.
         let catalog = catalog.ok().and_then(Result::ok).unwrap_or_default();

@@ -15,6 +15,7 @@ mod backlog;
 pub mod catalog;
 mod clock;
 pub mod consul;
+mod dead_letters;
 mod editor;
 mod engine;
 pub mod error;

@@ -4,15 +4,17 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use pipedoc_model::names::{ClusterName, Topic};
-use pipedoc_model::step::{InputSource, StepPlan, StepType};
+use pipedoc_model::step::{Delivery, InputSource, StepPlan, StepType};
 use pipedoc_proto::v1::{
     EngineStatus, InstanceStatus, PipelineStatus, Problem, StatusResponse, StepState, StepStatus,
     StepType as ProtoStepType,
 };
 use pipedoc_transport::error::Result as LogResult;
 use pipedoc_transport::log::Log;
+use tokio::time::Instant;
 
 use crate::backlog::{known, waiting};
+use crate::dead_letters::{self, Count, DeadLetters};
 use crate::sessions::{Attached, StepNow};
 use crate::store::{Leadership, Peer};
 use crate::view::{PipelineView, View, serves};
@@ -24,17 +26,27 @@ pub(crate) async fn status(
     view: &View,
     instances: &[Arc<Attached>],
     log: &dyn Log,
+    dead_letters: &DeadLetters,
     only: Option<&PipelineView>,
 ) -> StatusResponse {
     let mut problems: Vec<Problem> = view.problems.iter().cloned().map(problem).collect();
+    let mut warnings: Vec<Problem> = view.warnings.iter().cloned().map(problem).collect();
+    let deadline = Instant::now() + dead_letters::PATIENCE;
     let mut pipelines = Vec::new();
     let chosen = |pipeline: &&PipelineView| only.is_none_or(|only| only.name == pipeline.name);
     for pipeline in view.pipelines.iter().filter(chosen) {
         let mut steps = Vec::with_capacity(pipeline.steps.len());
         for step in pipeline.steps.iter() {
             let mut status = step_status(&step.plan, instances);
-            match numbers(&step.plan, log).await {
-                Ok((lag, dead_letters)) => (status.lag, status.dead_letters) = (lag, dead_letters),
+            match numbers(&step.plan, log, dead_letters, deadline).await {
+                Ok((lag, Count { letters, at_most })) => {
+                    (status.lag, status.dead_letters) = (lag, letters);
+                    let warning = |why: String| {
+                        let message = format!("step {} has {letters} dead letters at most: {why}", step.plan.id);
+                        Problem { message, ..Problem::default() }
+                    };
+                    warnings.extend(at_most.map(warning));
+                }
                 Err(error) => problems.push(Problem {
                     message: format!("lag and dead letters of step {} are not known: {}", step.plan.id, chain(&error)),
                     ..Problem::default()
@@ -59,7 +71,7 @@ pub(crate) async fn status(
         pipelines,
         instances: instances.iter().map(|attached| instance_status(attached, only)).collect(),
         problems,
-        warnings: view.warnings.iter().cloned().map(problem).collect(),
+        warnings,
         engines: Vec::new(),
     }
 }
@@ -206,8 +218,20 @@ fn severity(state: StepState) -> u8 {
 }
 
 /// Lag and dead letters of a step, from the log.
-async fn numbers(plan: &StepPlan, log: &dyn Log) -> LogResult<(i64, i64)> {
-    let dead_letters = known(log.ends(&plan.dead_letters).await)?.iter().map(|ends| ends.end - ends.start).sum();
+async fn numbers(
+    plan: &StepPlan,
+    log: &dyn Log,
+    dead_letters: &DeadLetters,
+    deadline: Instant,
+) -> LogResult<(i64, Count)> {
+    let dead_letters = match plan.delivery {
+        Delivery::ExactlyOnce => dead_letters.count(log, &plan.dead_letters, deadline).await?,
+        // Each has an offset, and nothing else has.
+        Delivery::AtLeastOnce | Delivery::AtMostOnce => {
+            let ends = known(log.ends(&plan.dead_letters).await)?;
+            Count { letters: ends.iter().map(|ends| ends.end - ends.start).sum(), at_most: None }
+        }
+    };
     if plan.inputs.is_empty() {
         return Ok((0, dead_letters));
     }

@@ -3,7 +3,7 @@
 use pipedoc_model::names::Topic;
 use pipedoc_proto::PipeDoc;
 use pipedoc_proto::v1::{self, StepState, SubmitRequest};
-use pipedoc_transport::log::{Commit, Log, OutgoingRecord, ProducerConfig, TopicPartition};
+use pipedoc_transport::log::{Commit, Log, OutgoingRecord, ProducerConfig, TopicPartition, TopicSettings, TopicSpec};
 
 use crate::bed::{Bed, SHELF, instance};
 
@@ -49,6 +49,50 @@ async fn lag_and_dead_letters_come_from_the_log() {
     assert_eq!(step(&status, 0).dead_letters, 2);
     assert_eq!(step(&status, 0).module, "parser");
     assert_eq!(step(&status, 1).r#type(), v1::StepType::Sink);
+}
+
+/// Markers of transactions have offsets and are no records; here it is compaction that
+/// leaves such gaps: of the first 1,000 records it keeps the newest of each of 10 keys, and
+/// again of each 1,020.
+#[tokio::test]
+async fn dead_letters_of_transactions_are_counted_and_not_their_offsets() {
+    for (offsets, letters) in [(1_200, 210), (5_000, 980)] {
+        let bed = Bed::new();
+        let engine = bed.engine().await;
+        let text = SHELF.replace("module: parser,", "module: parser, delivery: EXACTLY_ONCE,");
+        assert!(engine.apply(&text).await.accepted);
+        let topic = Topic::new("local.shelf.parse.dlq").unwrap();
+        let settings = TopicSettings { compact: Some(true), ..TopicSettings::default() };
+        let spec = TopicSpec { topic: topic.clone(), partitions: 3, replication: None, settings };
+        bed.log.ensure_topic(&spec).await.unwrap();
+        let producer = bed.log.producer(ProducerConfig::default()).await.unwrap();
+        let send = async |count: usize| {
+            let letter = |n: usize| OutgoingRecord {
+                partition: Some(0),
+                ..OutgoingRecord::new(topic.clone(), Some((n % 10).to_string().into()), Some("x".into()))
+            };
+            let reports = producer.send((0..count).map(letter).collect()).await.unwrap().await;
+            assert!(reports.iter().all(Result::is_ok));
+        };
+        let at_most = |status: &v1::StatusResponse| {
+            status.warnings.iter().find(|warning| warning.message.contains("at most")).cloned()
+        };
+        let shown = |status: &v1::StatusResponse| status.pipelines[0].steps[0].dead_letters;
+        send(offsets).await;
+        let first = engine.status().await;
+        if offsets > 2_000 {
+            // More than a look reads: the number says what it is, and further looks mend it.
+            let warning = at_most(&first).unwrap().message;
+            assert!(warning.contains("step shelf/parse has 3000 dead letters at most"), "{warning}");
+            assert_eq!(shown(&first), 3_000);
+        } else {
+            assert_eq!((shown(&first), at_most(&first)), (letters, None));
+        }
+        let status = engine.wait_for_status("all are counted", |status| at_most(status).is_none()).await;
+        assert_eq!(shown(&status), letters);
+        send(1).await;
+        assert_eq!(shown(&engine.status().await), letters + 1);
+    }
 }
 
 #[tokio::test]

@@ -6,7 +6,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use pipedoc_model::names::Topic;
+use pipedoc_engine::store::Candidate;
+use pipedoc_engine::store::folder::FolderStore;
+use pipedoc_engine::{Engine, EngineConfig};
+use pipedoc_model::names::{ClusterName, Topic};
 use pipedoc_tests::bed::kafka::{self, Kafka};
 use pipedoc_tests::bed::{eventually, missing};
 use pipedoc_transport::error::Error;
@@ -15,6 +18,7 @@ use pipedoc_transport::log::{
     Commit, Consumer, ConsumerConfig, Event, Log, OutgoingRecord, ProducerConfig, Start, Subscription, TopicPartition,
     TopicSettings, TopicSpec, TransactionalConfig,
 };
+use pipedoc_transport::objects::Objects;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -510,4 +514,55 @@ async fn clients_go_on_when_their_broker_comes_back() {
     let commit = Commit { source: TopicPartition::new(topic, 0), offset: 2, metadata: String::new() };
     consumer.commit(vec![commit.clone()]).await.unwrap();
     assert_eq!(log.group_offsets(&group).await.unwrap()[&commit.source].offset, 2);
+}
+
+/// A marker ends each transaction, in each of its partitions.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_status_counts_dead_letters_and_not_the_markers_of_transactions() {
+    let Some(kafka) = kafka::shared("the_status_counts_dead_letters_and_not_the_markers_of_transactions") else {
+        return;
+    };
+    let log = log(kafka).await;
+    let folder = tempfile::tempdir().unwrap();
+    let (pipelines, data) = (folder.path().join("pipelines"), folder.path().join("data"));
+    std::fs::create_dir(&pipelines).unwrap();
+    let text = "pipeline: shelf\ndefaults: {partitions: 2}\nsteps:\n  \
+                - {name: store, type: SINK, module: object-sink, delivery: EXACTLY_ONCE}\n";
+    std::fs::write(pipelines.join("shelf.yaml"), text).unwrap();
+    let cluster = format!("c{}", &uuid::Uuid::new_v4().simple().to_string()[..8]);
+    let name = ClusterName::new(&cluster).unwrap();
+    let engine = Engine::new(EngineConfig {
+        cluster: name.clone(),
+        store: Arc::new(FolderStore::open(name, pipelines, data.clone()).await.unwrap()),
+        log: Arc::new(log.clone()),
+        objects: Arc::new(Objects::local(&data.join("objects")).unwrap()),
+        candidate: Candidate::new(""),
+        variables: BTreeMap::new(),
+    });
+    let topic = Topic::new(&format!("{cluster}.shelf.store.dlq")).unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    while log.topic(&topic).await.unwrap().is_none() {
+        assert!(Instant::now() < deadline, "the engine does not make {topic}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let mut producer = log.transactional(TransactionalConfig::new(format!("{cluster}-letters"))).await.unwrap();
+    for letters in 1..=4 {
+        producer.begin().await.unwrap();
+        producer.send(vec![record(&topic, "dead")]).await.unwrap();
+        producer.commit().await.unwrap();
+        // The end that the broker tells may be a little behind.
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let status = engine.status("shelf").await.unwrap();
+            let shown = status.pipelines[0].steps[0].dead_letters;
+            let mut told = status.warnings.iter().chain(&status.problems);
+            let told = told.find(|told| told.message.contains("dead letters"));
+            assert!(shown <= letters && told.is_none(), "{shown} of {letters}: {told:?}");
+            if shown == letters {
+                break;
+            }
+            assert!(Instant::now() < deadline, "{shown} of {letters}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
 }
