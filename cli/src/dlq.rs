@@ -70,7 +70,8 @@ impl DeadLetter {
             topic: topic.to_string(),
             partition,
             offset: record.offset,
-            document: text(headers::DOCUMENT_ID),
+            // Of what cannot be decoded, the key is all that is known.
+            document: text(headers::DOCUMENT_ID).or_else(|| key_of(record)),
             version: record.headers.get_i64(headers::VERSION),
             step: text(headers::ERROR_STEP),
             kind: text(headers::ERROR_TYPE),
@@ -92,6 +93,12 @@ impl DeadLetter {
             show::first_line(&or_dash(&self.error), 120),
         ]
     }
+}
+
+/// A record's key, if it is a text.
+fn key_of(record: &Record) -> Option<String> {
+    let key = std::str::from_utf8(record.key.as_deref()?).ok()?;
+    (!key.is_empty()).then(|| key.to_owned())
 }
 
 /// Hands every record of a topic, as it is now, to a function; a missing topic has none.

@@ -6,7 +6,10 @@ use std::path::{Path, PathBuf};
 use std::process::Output;
 use std::time::Duration;
 
+use pipedoc_model::names::Topic;
 use pipedoc_tests::bed::{missing, pipedoc, wait_for};
+use pipedoc_transport::log::{Log, OutgoingRecord, ProducerConfig, TopicSettings, TopicSpec};
+use pipedoc_transport::sqlite::{Options, SqliteLog};
 use serde_json::Value;
 
 /// A folder with a pipeline over text files and a folder of them.
@@ -186,6 +189,67 @@ fn a_bad_document_is_one_dead_letter_and_is_tried_again_only_when_asked() {
     desk.write("cut.pdf", "mended: now a text");
     let fourth = desk.run(&[]);
     assert_eq!((count(&fourth, "unchanged"), count(&fourth, "delivered")), (3, 1), "{fourth}");
+}
+
+#[test]
+fn what_leaves_into_a_topic_is_delivered_and_what_no_output_takes_is_filtered() {
+    let desk = Desk::new();
+    let text = r#"
+pipeline: desk
+steps:
+  - {name: files, type: CONNECTOR, module: filesystem-connector, config: {folder: "${in}"}, outputs: [{to: sort}]}
+  - {name: sort, type: PIPELINE, module: echo, outputs: [{topic: only.out, when: "doc.id != 'b.txt'"}]}
+"#;
+    fs::write(desk.path("pipeline.yaml"), text).unwrap();
+    for name in ["a.txt", "b.txt", "c.txt"] {
+        desk.write(name, name);
+    }
+    let summary = desk.run(&[]);
+    assert_adds_up(&summary);
+    assert_eq!((count(&summary, "delivered"), count(&summary, "filtered")), (2, 1), "{summary}");
+}
+
+#[tokio::test]
+async fn documents_that_come_through_a_topic_are_counted_where_they_end() {
+    let desk = Desk::new();
+    let text = r#"
+pipeline: desk
+steps:
+  - name: sort
+    type: PIPELINE
+    module: echo
+    input_kafka_topic: {topic: papers, format: JSON}
+    outputs: [{to: store, when: "doc.data.kind == 'kept'"}, {topic: only.out, when: "doc.data.kind == 'sold'"}]
+  - {name: store, type: SINK, module: object-sink, config: {url: "${out}"}}
+"#;
+    fs::write(desk.path("pipeline.yaml"), text).unwrap();
+    let data = desk.path("out/.pipedoc");
+    fs::create_dir_all(&data).unwrap();
+    let topic = Topic::new("papers").unwrap();
+    let log = SqliteLog::open(data.join("log.db"), Options::default()).await.unwrap();
+    let spec = TopicSpec { topic: topic.clone(), partitions: 1, replication: None, settings: TopicSettings::default() };
+    log.ensure_topic(&spec).await.unwrap();
+    let kind = |kind: &str| format!("{{\"kind\": \"{kind}\"}}");
+    let papers =
+        [("a", kind("kept")), ("b", kind("sold")), ("c", kind("sold")), ("d", kind("lost")), ("torn", "{\"ki".into())];
+    let record = |(key, value): (&str, String)| {
+        OutgoingRecord::new(topic.clone(), Some(key.to_owned().into()), Some(value.into()))
+    };
+    let producer = log.producer(ProducerConfig::default()).await.unwrap();
+    for report in producer.send(papers.into_iter().map(record).collect()).await.unwrap().await {
+        report.unwrap();
+    }
+    drop((producer, log));
+
+    let summary = desk.run(&[]);
+    let ends = ["found", "delivered", "filtered", "dead_letters"].map(|name| count(&summary, name));
+    assert_eq!(ends, [0, 3, 0, 1], "{summary}");
+    let list = pipedoc::command(["dlq", "list", "--data", "out/.pipedoc", "--output", "json"])
+        .current_dir(desk.folder.path())
+        .output()
+        .unwrap();
+    let letters: Value = serde_json::from_slice(&list.stdout).unwrap();
+    assert_eq!((letters.as_array().unwrap().len(), &letters[0]["document"]), (1, &"torn".into()), "{letters}");
 }
 
 #[test]
