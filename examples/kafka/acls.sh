@@ -21,7 +21,7 @@ allow() {
         "--$kind" "$names" --resource-pattern-type prefixed
 }
 
-allow "$engine" topic Create Alter AlterConfigs Write
+allow "$engine" topic Create Alter AlterConfigs Read Write
 allow "$engine" group Describe
 allow "$module" topic Read Write DescribeConfigs
 allow "$module" group Read

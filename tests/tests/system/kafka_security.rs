@@ -25,7 +25,7 @@ const CLUSTER: &str = "sec";
 
 /// What an engine and a module need; `examples/kafka/acls.sh` grants the same.
 const RIGHTS: [(&str, &[&str], &str); 5] = [
-    ("engine", &["Create", "Alter", "AlterConfigs", "Write"], "topic"),
+    ("engine", &["Create", "Alter", "AlterConfigs", "Read", "Write"], "topic"),
     ("engine", &["Describe"], "group"),
     ("module", &["Read", "Write", "DescribeConfigs"], "topic"),
     ("module", &["Read"], "group"),
