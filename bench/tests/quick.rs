@@ -29,7 +29,7 @@ fn arms(report: &Value) -> Vec<&str> {
 #[test]
 fn sqlite_compares_the_step_to_raw_rusqlite() {
     let report = quick("sqlite");
-    assert_eq!(arms(&report), ["raw", "raw 8 MiB", "bare log", "echo"], "{report:#}");
+    assert_eq!(arms(&report), ["raw", "raw 8 MiB", "bare log", "echo", "echo, exactly once"], "{report:#}");
     assert_eq!(report["comparison"]["pairs"], 1);
 }
 
