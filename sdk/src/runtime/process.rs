@@ -11,12 +11,13 @@
 
 use std::any::Any;
 use std::future::poll_fn;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::pin::{Pin, pin};
+use std::panic::AssertUnwindSafe;
+use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use futures::FutureExt;
 use futures::future::BoxFuture;
 use tokio::sync::Semaphore;
 use tower::{Service, ServiceExt};
@@ -47,8 +48,9 @@ impl Stack {
     /// time a retryable one.
     pub(crate) async fn call(&self, request: Request) -> Result<Answer> {
         let span = request.span.clone();
+        // Pinned where it lies: it is large, and would be moved into what is around it.
         let bounded = pin!(self.bounded(request));
-        let work = caught(bounded);
+        let work = AssertUnwindSafe(bounded).catch_unwind();
         let done = if span.is_disabled() { work.await } else { work.instrument(span).await };
         done.unwrap_or_else(|panic| Err(panicked(panic.as_ref())))
     }
@@ -72,19 +74,6 @@ impl Stack {
             None => work(self.module.as_ref(), request).await,
         }
     }
-}
-
-/// Polls a future where it lies, and catches its panics.
-pub(crate) async fn caught<F: Future>(mut future: Pin<&mut F>) -> std::thread::Result<F::Output> {
-    poll_fn(|context| {
-        let polled = catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(context)));
-        match polled {
-            Ok(Poll::Ready(output)) => Poll::Ready(Ok(output)),
-            Ok(Poll::Pending) => Poll::Pending,
-            Err(panic) => Poll::Ready(Err(panic)),
-        }
-    })
-    .await
 }
 
 async fn work(module: &dyn Documents, request: Request) -> Result<Answer> {

@@ -2,11 +2,13 @@
 
 use std::collections::HashSet;
 use std::future::poll_fn;
+use std::panic::AssertUnwindSafe;
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Instant;
 
+use futures::FutureExt;
 use pipedoc_transport::log::{OutgoingRecord, Record, TopicPartition};
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::task::AbortHandle;
@@ -15,10 +17,10 @@ use tracing::Instrument;
 use crate::error::Error;
 use crate::runtime::dead_letter::{self, Reason};
 use crate::runtime::lanes::DeliveryId;
+use crate::runtime::pace;
 use crate::runtime::retry;
 use crate::runtime::status::Board;
 use crate::runtime::work::{About, Failed, Job, Worked, Workshop};
-use crate::runtime::{pace, process};
 
 /// What a task tells the pump.
 #[derive(Debug)]
@@ -90,8 +92,8 @@ pub(super) fn work_in_a_row(
                 continue;
             }
             let work = pin!(shop.one(&job));
-            let mut work = pin!(process::caught(work));
-            let result = match poll_fn(|context| Poll::Ready(work.as_mut().poll(context))).await {
+            let mut work = AssertUnwindSafe(work).catch_unwind();
+            let result = match poll_fn(|context| Poll::Ready(work.poll_unpin(context))).await {
                 Poll::Ready(result) => {
                     let before = std::mem::replace(&mut now, Instant::now());
                     shop.pace.worked(now.duration_since(before));
