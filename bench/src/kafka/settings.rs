@@ -27,7 +27,7 @@ pub fn producer(bootstrap: &str) -> ClientConfig {
     config
         .set("queue.buffering.max.kbytes", "65536")
         .set("queue.buffering.max.messages", "100000")
-        .set("queue.buffering.max.ms", "20")
+        .set("queue.buffering.max.ms", "100")
         .set("batch.size", "1000000")
         .set("message.max.bytes", "1000000000")
         .set("partitioner", "murmur2_random")

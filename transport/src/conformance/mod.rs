@@ -135,6 +135,7 @@ macro_rules! conformance_cases {
             a_zombie_that_wakes_up_commits_no_transaction,
             a_transaction_may_hold_offsets_alone,
             transactions_of_many_writers_are_seen_whole,
+            a_large_transaction_keeps_the_order_of_its_records_and_reports,
             committed_ends_leave_no_lag_and_skip_nothing_while_others_append,
             records_without_key_are_spread,
             the_default_limit_is_kafkas,

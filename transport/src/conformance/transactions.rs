@@ -178,3 +178,31 @@ pub async fn transactions_of_many_writers_are_seen_whole(bed: &dyn Bed) {
     assert_eq!(reader.records.len(), expected);
     reader.close().await;
 }
+
+pub async fn a_large_transaction_keeps_the_order_of_its_records_and_reports(bed: &dyn Bed) {
+    const COUNT: usize = 4000;
+    const PARTITIONS: i32 = 3;
+    let log = bed.open().await;
+    let topic = new_topic(&*log, "large", PARTITIONS).await;
+    let padding = "x".repeat(1024);
+    // Two thirds of them lie in one partition: more than a request holds.
+    let partition = |number: usize| if number.is_multiple_of(3) { 1 + (number / 3 % 2) as i32 } else { 0 };
+    let records = |numbers: std::ops::Range<usize>| -> Vec<_> {
+        numbers.map(|number| record(&topic, partition(number), format!("{number} {padding}"))).collect()
+    };
+    let mut transactional = log.transactional(TransactionalConfig::new(fresh("t"))).await.unwrap();
+    transactional.begin().await.unwrap();
+    transactional.send(records(0..COUNT - 10)).await.unwrap();
+    transactional.send(records(COUNT - 10..COUNT)).await.unwrap();
+    let reports = transactional.commit().await.unwrap();
+
+    let read = read_all(bed, &*log, &topic).await;
+    assert_eq!((reports.len(), read.len()), (COUNT, COUNT));
+    let mut last = [None; PARTITIONS as usize];
+    for (source, record) in &read {
+        let number: usize = text(record).split(' ').next().unwrap().parse().unwrap();
+        assert_eq!((reports[number].partition, reports[number].offset), (source.partition, record.offset), "{number}");
+        let before = last[source.partition as usize].replace(number);
+        assert!(before < Some(number), "{number} came after {before:?}");
+    }
+}

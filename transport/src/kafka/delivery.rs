@@ -28,6 +28,9 @@ use crate::log::{Delivered, Error, Receipt, Reports, Result, TopicPartition};
 /// A batch holds at most so many records: its places are numbered with 16 bits.
 pub(super) const BATCH_RECORDS: usize = 1 << 16;
 
+/// How long no report may come before what is open is not waited for.
+const STALLED: Duration = Duration::from_millis(500);
+
 const _: () = assert!(usize::BITS >= 64, "batch and place are packed into one pointer");
 
 /// Number of a record: its batch, then its place in it.
@@ -44,6 +47,8 @@ pub(super) struct Deliveries {
     open: Mutex<Open>,
     /// Some record was settled: there is room, or a batch is done.
     settled: Notify,
+    /// No record is without a report any more, or one has failed.
+    all_settled: Notify,
     /// A record has timed out, and none was written since.
     timed_out: AtomicBool,
     /// The client has ended, as it may write to no topic at all.
@@ -54,6 +59,12 @@ pub(super) struct Deliveries {
 struct Open {
     last: u64,
     batches: BTreeMap<u64, Batch>,
+    /// Records without a report, of all batches.
+    left: usize,
+    /// Somebody waits until none is left.
+    awaited: bool,
+    /// Why a record was not written: the first, since somebody has asked.
+    failed: Option<Error>,
 }
 
 #[derive(Debug)]
@@ -84,6 +95,7 @@ impl Deliveries {
             who,
             open: Mutex::default(),
             settled: Notify::new(),
+            all_settled: Notify::new(),
             timed_out: AtomicBool::new(false),
             may_not_write: AtomicBool::new(false),
         }
@@ -94,6 +106,7 @@ impl Deliveries {
         let (done, receipt) = oneshot::channel();
         let mut open = self.open.lock();
         open.last += 1;
+        open.left += records;
         let batch = open.last;
         open.batches.insert(batch, Batch { reports: vec![None; records], open: records + 1, done });
         Sending { deliveries: self, batch, receipt: Some(receipt) }
@@ -103,6 +116,38 @@ impl Deliveries {
     pub(super) async fn room(&self) {
         // A report between the caller's look and this call goes unnoticed; hence the bound.
         let _ = tokio::time::timeout(Duration::from_millis(20), self.settled.notified()).await;
+    }
+
+    /// Waits until no record is without a report: true. False when none is settled for
+    /// a while.
+    ///
+    /// # Errors
+    /// That of the first record that was not written, as soon as it is known.
+    pub(super) async fn all(&self) -> Result<bool> {
+        loop {
+            let left = {
+                let mut open = self.open.lock();
+                if let Some(error) = open.failed.take() {
+                    return Err(error);
+                }
+                open.awaited = open.left > 0;
+                open.left
+            };
+            if left == 0 {
+                return Ok(true);
+            }
+            let told = tokio::time::timeout(STALLED, self.all_settled.notified()).await.is_ok();
+            let mut open = self.open.lock();
+            if !told && open.left == left {
+                open.awaited = false;
+                return Ok(false);
+            }
+        }
+    }
+
+    /// Forgets what has failed so far.
+    pub(super) fn forgive(&self) {
+        self.open.lock().failed = None;
     }
 
     /// Waits until all batches opened so far are settled; gives the number of
@@ -169,15 +214,22 @@ impl Deliveries {
         let mut open = self.open.lock();
         // The sender of a forgotten batch has gone.
         let Some(found) = open.batches.get_mut(&batch) else { return };
+        found.open -= 1;
+        let is_done = found.open == 0;
         if let Some((place, report)) = place
             && let Some(slot) = found.reports.get_mut(place)
         {
+            let failure = report.as_ref().err().cloned();
             *slot = Some(report);
+            open.left -= 1;
+            let has_failed = failure.is_some();
+            open.failed = open.failed.take().or(failure);
+            if open.awaited && (has_failed || open.left == 0) {
+                open.awaited = false;
+                self.all_settled.notify_one();
+            }
         }
-        found.open -= 1;
-        if found.open == 0
-            && let Some(batch) = open.batches.remove(&batch)
-        {
+        if is_done && let Some(batch) = open.batches.remove(&batch) {
             let missing = || Err(Error::Closed { what: "producer" });
             let reports = batch.reports.into_iter().map(|report| report.unwrap_or_else(missing)).collect();
             // Nobody may be waiting for it.
@@ -214,7 +266,10 @@ impl Sending<'_> {
 impl Drop for Sending<'_> {
     fn drop(&mut self) {
         if self.receipt.is_some() {
-            self.deliveries.open.lock().batches.remove(&self.batch);
+            let mut open = self.deliveries.open.lock();
+            if let Some(batch) = open.batches.remove(&self.batch) {
+                open.left -= batch.reports.iter().filter(|report| report.is_none()).count();
+            }
         }
     }
 }

@@ -15,13 +15,14 @@ use std::time::Duration;
 use async_trait::async_trait;
 use parking_lot::Mutex;
 use pipedoc_model::kafka::Client;
+use pipedoc_model::names::Topic;
 use pipedoc_model::partition;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseRecord, Producer as _};
 
 use super::delivery::{BATCH_RECORDS, Deliveries, Ticket, WriterContext};
-use super::topics::Facts;
+use super::topics::{Facts, Topics};
 use super::writer::Writer;
 use super::{KafkaLog, settings};
 use crate::log::{Error, OutgoingRecord, Producer, ProducerConfig, Receipt, Reports, Result, TopicPartition};
@@ -88,8 +89,7 @@ impl KafkaProducer {
     /// Who writes a record. A key stays with its partition's client, so that its
     /// records stay in order.
     fn post(&self, record: &OutgoingRecord, facts: &Facts) -> Post {
-        let by_key = || record.key.as_deref().map(|key| partition::for_key(key, facts.partitions));
-        let partition = record.partition.or_else(by_key).unwrap_or(0);
+        let partition = partition_of(record, facts).unwrap_or(0);
         let number = usize::try_from(partition).unwrap_or(0) % self.clients;
         Post { batch_bytes: batch_bytes(facts.limit, self.batch_bytes), number }
     }
@@ -119,17 +119,7 @@ impl KafkaProducer {
 
     /// Sends at most [`BATCH_RECORDS`].
     async fn send_some(&self, records: &[OutgoingRecord]) -> Result<Receipt> {
-        let mut facts = Vec::with_capacity(records.len());
-        let mut last: Option<(&str, Result<Facts>)> = None;
-        for record in records {
-            // Batches go to few topics, mostly to one.
-            let found = match &last {
-                Some((topic, found)) if *topic == record.topic.as_str() => found.clone(),
-                _ => self.log.topics.facts(&record.topic).await,
-            };
-            last = Some((record.topic.as_str(), found.clone()));
-            facts.push(found);
-        }
+        let facts = facts_of(&self.log.topics, records).await;
         let sending = self.deliveries.begin(records.len());
         // Looked up once in a batch: the same few are asked for again and again.
         let mut writers: Vec<(Post, Arc<Writer>)> = Vec::new();
@@ -187,6 +177,30 @@ impl Drop for KafkaProducer {
     fn drop(&mut self) {
         std::mem::take(&mut *self.writers.lock()).into_values().for_each(retire);
     }
+}
+
+/// What is known of each record's topic.
+pub(super) async fn facts_of(topics: &Arc<Topics>, records: &[OutgoingRecord]) -> Vec<Result<Facts>> {
+    let mut facts = Vec::with_capacity(records.len());
+    // Batches go to few topics, mostly to one: the last one found is the first looked at.
+    let mut known: Vec<(&Topic, Result<Facts>)> = Vec::new();
+    for record in records {
+        let found = match known.iter().rev().find(|(topic, _)| **topic == record.topic) {
+            Some((_, found)) => found.clone(),
+            None => {
+                let found = topics.facts(&record.topic).await;
+                known.push((&record.topic, found.clone()));
+                found
+            }
+        };
+        facts.push(found);
+    }
+    facts
+}
+
+/// Where a record goes, by what is known of its topic. `None`: anywhere.
+pub(super) fn partition_of(record: &OutgoingRecord, facts: &Facts) -> Option<i32> {
+    record.partition.or_else(|| record.key.as_deref().map(|key| partition::for_key(key, facts.partitions)))
 }
 
 /// Refuses what can never be written.

@@ -53,7 +53,7 @@ pub(super) struct Facts {
     pub(super) partitions: i32,
     /// `max.message.bytes`.
     pub(super) limit: usize,
-    read: Instant,
+    pub(super) read: Instant,
 }
 
 pub(super) struct Topics {

@@ -12,12 +12,14 @@
 //! `send` returns when librdkafka has taken the records; whether the broker has
 //! them shows at the commit, which waits for all of them. Waiting for each send
 //! would cost a round trip every time and tell nothing that the commit does not.
+//! Only what is more than one request for a partition goes in rounds ([`rounds`]).
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use pipedoc_model::kafka::Client;
+use pipedoc_model::names::Topic;
 use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::producer::Producer as _;
 
@@ -25,7 +27,8 @@ use super::consumer::Membership;
 use super::contact::Contact;
 use super::delivery::{BATCH_RECORDS, Deliveries, WriterContext};
 use super::failure::Attempt;
-use super::producer::{batch_bytes, check, retire, send_when_room};
+use super::producer::{batch_bytes, check, facts_of, partition_of, retire, send_when_room};
+use super::topics::Facts;
 use super::writer::Writer;
 use super::{KafkaLog, blocking, groups, settings};
 use crate::log::{Commit, Delivered, Error, GroupMetadata, OutgoingRecord, Receipt, Result};
@@ -36,6 +39,15 @@ const SETTLE: Duration = Duration::from_secs(5);
 
 /// Room for the coordinator's answer, beside a transaction's own timeout.
 const GRACE: Duration = Duration::from_secs(10);
+
+/// How long a client may take to let go of records whose reports were taken.
+const LETTING_GO: Duration = Duration::from_millis(50);
+
+/// A round of a partition may hold so much, also where batches are smaller.
+const LEAST_ROUND: usize = 256 << 10;
+
+/// What the protocol adds to a record of a batch, and about as much for its headers.
+const RECORD_OVERHEAD: usize = 64;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
@@ -55,7 +67,12 @@ pub(super) struct KafkaTransactional {
     /// What it should be from the next transaction on.
     wanted_batch_bytes: usize,
     state: State,
-    receipts: Vec<Receipt>,
+    /// How many records were sent.
+    sent: usize,
+    /// With the places of the records that each is about.
+    receipts: Vec<(Vec<usize>, Receipt)>,
+    /// How much was sent since nothing was underway, or was waited for.
+    bytes_underway: usize,
 }
 
 impl KafkaTransactional {
@@ -64,8 +81,7 @@ impl KafkaTransactional {
         if let Some(millis) = config.settings.get("transaction.timeout.ms").and_then(|text| text.parse().ok()) {
             config.timeout = Duration::from_millis(millis);
         }
-        let who = format!("transactional id {}", config.transactional_id);
-        let deliveries = Arc::new(Deliveries::new(log, config.timeout, who));
+        let deliveries = deliveries(log, &config);
         let batch_bytes = settings::asked_batch_bytes(&config.settings);
         let writer = open(log, &config, &deliveries, batch_bytes).await?;
         let log = log.clone();
@@ -77,7 +93,9 @@ impl KafkaTransactional {
             batch_bytes,
             wanted_batch_bytes: batch_bytes,
             state: State::Idle,
+            sent: 0,
             receipts: Vec::new(),
+            bytes_underway: 0,
         })
     }
 
@@ -91,6 +109,13 @@ impl KafkaTransactional {
 
     fn fenced(&self) -> Error {
         Error::Fenced { who: format!("transactional id {}", self.config.transactional_id) }
+    }
+
+    /// Forgets what was sent; gives the receipts.
+    fn forget(&mut self) -> Vec<(Vec<usize>, Receipt)> {
+        (self.sent, self.bytes_underway) = (0, 0);
+        self.deliveries.forgive();
+        std::mem::take(&mut self.receipts)
     }
 
     /// Notes an error within the transaction.
@@ -118,7 +143,10 @@ impl KafkaTransactional {
     /// Replaces the writer by one with the batches wanted. Making it fences the one
     /// before it, and what that had open is aborted.
     async fn renew(&mut self) -> Result<()> {
-        let writer = open(&self.log, &self.config, &self.deliveries, self.wanted_batch_bytes).await?;
+        // What the one before has underway is nothing to this one.
+        let deliveries = deliveries(&self.log, &self.config);
+        let writer = open(&self.log, &self.config, &deliveries, self.wanted_batch_bytes).await?;
+        self.deliveries = deliveries;
         retire(std::mem::replace(&mut self.writer, writer));
         self.batch_bytes = self.wanted_batch_bytes;
         Ok(())
@@ -143,21 +171,31 @@ impl KafkaTransactional {
     }
 
     async fn try_send(&mut self, records: &[OutgoingRecord]) -> Result<()> {
-        let mut facts = Vec::with_capacity(records.len());
-        for record in records {
-            let found = self.log.topics.facts(&record.topic).await?;
-            check(record, &found)?;
-            facts.push(found);
+        let facts: Vec<Facts> = facts_of(&self.log.topics, records).await.into_iter().collect::<Result<_>>()?;
+        let mut narrowest = self.batch_bytes;
+        for (record, facts) in records.iter().zip(&facts) {
+            check(record, facts)?;
+            narrowest = narrowest.min(batch_bytes(facts.limit, self.batch_bytes));
         }
-        let narrowest =
-            facts.iter().map(|facts| batch_bytes(facts.limit, self.batch_bytes)).min().unwrap_or(self.batch_bytes);
         self.fit(narrowest).await?;
-        for some in records.chunks(BATCH_RECORDS) {
-            let sending = self.deliveries.begin(some.len());
-            for (place, record) in some.iter().enumerate() {
-                send_when_room(&self.writer, &self.deliveries, record, sending.ticket(place)).await?;
+        let first = self.sent;
+        self.sent += records.len();
+        let most = self.batch_bytes.max(LEAST_ROUND);
+        let mut waits = true;
+        for Round { places, bytes } in rounds(records, &facts, most) {
+            if waits && self.bytes_underway > 0 && self.bytes_underway + bytes > most {
+                // Where nothing is settled for a while, the rest is left to librdkafka.
+                waits = self.deliveries.all().await?;
+                self.bytes_underway = 0;
             }
-            self.receipts.push(sending.end());
+            self.bytes_underway += bytes;
+            for some in places.chunks(BATCH_RECORDS) {
+                let sending = self.deliveries.begin(some.len());
+                for (number, place) in some.iter().enumerate() {
+                    send_when_room(&self.writer, &self.deliveries, &records[*place], sending.ticket(number)).await?;
+                }
+                self.receipts.push((some.iter().map(|place| first + place).collect(), sending.end()));
+            }
         }
         Ok(())
     }
@@ -176,18 +214,26 @@ impl KafkaTransactional {
     }
 
     async fn try_commit(&mut self) -> Result<Vec<Delivered>> {
+        // rdkafka waits for what is underway as well, but looks once in 100 ms only. What
+        // has failed is told by the commit.
+        let _ = self.deliveries.all().await;
         let limit = self.config.timeout + GRACE;
-        let committed =
-            self.call("committing a transaction", None, move |writer| writer.commit_transaction(limit)).await;
-        let mut delivered = Vec::new();
+        let committed = self
+            .call("committing a transaction", None, move |writer| {
+                let_go(writer);
+                writer.commit_transaction(limit)
+            })
+            .await;
         // Settled all, as the commit has waited for them, or else has failed.
-        for receipt in std::mem::take(&mut self.receipts) {
+        let mut delivered = vec![None; self.sent];
+        for (places, receipt) in self.forget() {
             if committed.is_ok() {
-                for report in receipt.await {
-                    delivered.push(report?);
+                for (place, report) in places.into_iter().zip(receipt.await) {
+                    delivered[place] = Some(report?);
                 }
             }
         }
+        let delivered = delivered.into_iter().flatten().collect();
         committed.map(|()| delivered)
     }
 }
@@ -256,7 +302,7 @@ impl Transactional for KafkaTransactional {
         // librdkafka may ask to end a transaction before it has told the broker of its
         // first partition, which refuses then (librdkafka#4849). So what is on its
         // way arrives first; what cannot arrive holds this up only briefly.
-        let underway = futures::future::join_all(std::mem::take(&mut self.receipts));
+        let underway = futures::future::join_all(self.forget().into_iter().map(|(_, receipt)| receipt));
         if tokio::time::timeout(SETTLE, underway).await.is_err() {
             tracing::debug!(id = self.config.transactional_id, "aborting over records that are on their way");
         }
@@ -293,6 +339,59 @@ impl Drop for KafkaTransactional {
         if let Err(error) = ending {
             tracing::warn!(%error, "no thread for a closing producer");
         }
+    }
+}
+
+/// Records that go together: of each partition no more than one request holds.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Round {
+    /// Which records.
+    places: Vec<usize>,
+    bytes: usize,
+}
+
+/// Shares records out over rounds; those of a partition keep their order.
+///
+/// librdkafka has one request of a partition on its way (its bound of five counts
+/// records), and its thread spins while others of the partition have waited for
+/// longer than `linger.ms`: `rd_kafka_toppar_producer_serve`, librdkafka 2.12. So a
+/// round is given to it when the one before was acknowledged.
+fn rounds(records: &[OutgoingRecord], facts: &[Facts], most: usize) -> Vec<Round> {
+    // Where each partition is: its round, and its bytes in that.
+    let mut partitions: Vec<(&Topic, Option<i32>, usize, usize)> = Vec::new();
+    let mut rounds: Vec<Round> = Vec::new();
+    for (place, (record, facts)) in records.iter().zip(facts).enumerate() {
+        let bytes = record.bytes() + RECORD_OVERHEAD;
+        let partition = partition_of(record, facts);
+        let known = partitions.iter().position(|(topic, number, ..)| *number == partition && **topic == record.topic);
+        let known = known.unwrap_or_else(|| {
+            partitions.push((&record.topic, partition, 0, 0));
+            partitions.len() - 1
+        });
+        let (_, _, round, filled) = &mut partitions[known];
+        if *filled > 0 && *filled + bytes > most {
+            (*round, *filled) = (*round + 1, 0);
+        }
+        *filled += bytes;
+        if rounds.len() <= *round {
+            rounds.resize_with(*round + 1, Round::default);
+        }
+        rounds[*round].places.push(place);
+        rounds[*round].bytes += bytes;
+    }
+    rounds
+}
+
+fn deliveries(log: &KafkaLog, config: &TransactionalConfig) -> Arc<Deliveries> {
+    let who = format!("transactional id {}", config.transactional_id);
+    Arc::new(Deliveries::new(log, config.timeout, who))
+}
+
+/// Waits a moment until a client has let go of records whose reports were taken.
+fn let_go(writer: &Writer) {
+    let end = std::time::Instant::now() + LETTING_GO;
+    while writer.in_flight_count() > 0 && std::time::Instant::now() < end {
+        std::thread::sleep(Duration::from_millis(1));
     }
 }
 
@@ -343,4 +442,26 @@ async fn call_writer(
         }
     })
     .await
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+
+    #[test]
+    fn a_round_holds_one_batch_of_each_partition_and_keeps_its_order() {
+        let topic = Topic::new("t").unwrap();
+        let sent = |partition: Option<i32>, bytes: usize| {
+            let value = Some(vec![0; bytes - RECORD_OVERHEAD].into());
+            OutgoingRecord { partition, ..OutgoingRecord::new(topic.clone(), None, value) }
+        };
+        let records =
+            [sent(Some(0), 600), sent(Some(1), 300), sent(Some(0), 500), sent(Some(0), 100), sent(Some(1), 2000)];
+        let facts = Facts { partitions: 2, limit: 1 << 20, read: Instant::now() };
+        let found = rounds(&records, &[facts; 5], 1000);
+        let expected = [(vec![0, 1], 900), (vec![2, 3, 4], 2600)];
+        assert_eq!(found, expected.map(|(places, bytes)| Round { places, bytes }));
+    }
 }

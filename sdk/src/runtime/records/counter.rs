@@ -32,11 +32,19 @@ pub(super) struct Entry {
     next: i64,
     /// What is done with it beyond others that are not.
     done: Vec<i64>,
+    /// Its records are in the parcel while that is being written.
     shipment: Shipment,
     reply: Option<oneshot::Sender<log::Result<Vec<Delivered>>>>,
 }
 
-type Writing = (Writer, Vec<Entry>, i64, Result<Vec<Delivered>, Refused>);
+type Writing = (Writer, Written);
+
+/// A transaction that has ended: what it was to write, and how it went.
+pub(super) struct Written {
+    entries: Vec<Entry>,
+    parcel: Parcel,
+    outcome: Result<Vec<Delivered>, Refused>,
+}
 
 /// What a partition has to write in transactions.
 pub(super) struct Counter {
@@ -84,14 +92,14 @@ impl Counter {
     }
 
     /// When the next transaction is due: at once when it is full, is waited for, or
-    /// nothing more is coming.
+    /// nothing more is coming; else a while after the last one ([`COMMIT_EVERY`]).
     fn due(&self, idle: bool) -> Option<Instant> {
         if self.writing.is_some() || self.gathered.is_empty() {
             return None;
         }
         let waited_for = self.gathered.iter().any(|entry| entry.reply.is_some());
         let now = Instant::now();
-        if idle || waited_for || self.bytes >= PARCEL_BYTES {
+        if idle || waited_for || self.singly > 0 || self.bytes >= PARCEL_BYTES {
             return Some(now);
         }
         Some(self.last.map_or(now, |last| last + COMMIT_EVERY))
@@ -119,17 +127,19 @@ impl Counter {
 }
 
 impl Worker {
-    /// Begins a transaction, if one is due; else says when it will be.
-    pub(super) fn begin_writing(&mut self) -> Option<Instant> {
+    /// Begins a transaction, if one is due; else says when it will be. `rests`: nothing
+    /// is begun for now.
+    pub(super) fn begin_writing(&mut self, rests: bool) -> Option<Instant> {
         let finishing = matches!(*self.tasks.borrow(), Task::Finish { .. });
-        let idle = finishing || self.in_hand.is_none();
+        let nothing_coming = self.progress.has_nothing_coming() && self.queue.is_empty() && self.inbox.is_empty();
+        let idle = finishing || self.in_hand.is_none() && (rests || nothing_coming);
         let counter = self.counter.as_mut()?;
         let due = counter.due(idle)?;
         if due > Instant::now() {
             return Some(due);
         }
         let mut writer = counter.writer.take()?;
-        let entries = counter.take();
+        let mut entries = counter.take();
         let Some(last) = entries.last() else {
             counter.writer = Some(writer);
             return None;
@@ -138,12 +148,12 @@ impl Worker {
         let done: Vec<i64> = entries.iter().flat_map(|entry| entry.done.iter().copied()).collect();
         let metadata = self.progress.metadata(offset, &done);
         let mut parcel = Parcel::new(Commit { source: writer.source().clone(), offset, metadata });
-        entries.iter().for_each(|entry| parcel.add(&entry.shipment));
+        entries.iter_mut().for_each(|entry| parcel.take(&mut entry.shipment));
         counter.last = Some(Instant::now());
         counter.writing = Some(
             async move {
-                let written = writer.write(&parcel).await;
-                (writer, entries, offset, written)
+                let outcome = writer.write(&parcel).await;
+                (writer, Written { entries, parcel, outcome })
             }
             .boxed(),
         );
@@ -153,7 +163,7 @@ impl Worker {
     /// Something has happened to transactions.
     pub(super) fn heard(&mut self, news: News) {
         match news {
-            News::Written(entries, offset, written) => self.written(entries, offset, written),
+            News::Written(written) => self.written(written),
             News::Job(job) => self.take_job(job),
         }
     }
@@ -173,8 +183,10 @@ impl Worker {
     }
 
     /// A transaction has ended.
-    fn written(&mut self, entries: Vec<Entry>, offset: i64, written: Result<Vec<Delivered>, Refused>) {
-        match written {
+    fn written(&mut self, written: Written) {
+        let Written { mut entries, parcel, outcome } = written;
+        let offset = parcel.commit.offset;
+        match outcome {
             Ok(delivered) => {
                 let sent = delivered.len();
                 let mut delivered = Some(delivered);
@@ -192,7 +204,10 @@ impl Worker {
                 self.progress.settle(offset, 0, 0);
                 self.station.news.notify_one();
             }
-            Err((error, culprit)) => self.refused(entries, error, culprit),
+            Err((error, culprit)) => {
+                parcel.give_back(entries.iter_mut().map(|entry| &mut entry.shipment));
+                self.refused(entries, error, culprit);
+            }
         }
     }
 
@@ -226,7 +241,7 @@ impl Worker {
 /// What a counter tells its worker.
 pub(super) enum News {
     /// A transaction has ended.
-    Written(Vec<Entry>, i64, Result<Vec<Delivered>, Refused>),
+    Written(Written),
     /// A module has a transaction of its own.
     Job(Job),
 }
@@ -236,11 +251,11 @@ pub(super) async fn news(counter: &mut Option<Counter>) -> News {
     let Some(counter) = counter else { return std::future::pending().await };
     std::future::poll_fn(|context| {
         if let Some(writing) = &mut counter.writing
-            && let Poll::Ready((writer, entries, offset, written)) = writing.poll_unpin(context)
+            && let Poll::Ready((writer, written)) = writing.poll_unpin(context)
         {
             counter.writing = None;
             counter.writer = Some(writer);
-            return Poll::Ready(News::Written(entries, offset, written));
+            return Poll::Ready(News::Written(written));
         }
         match counter.jobs.poll_recv(context) {
             Poll::Ready(Some(job)) => Poll::Ready(News::Job(job)),

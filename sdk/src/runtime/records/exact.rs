@@ -37,16 +37,29 @@ pub(super) struct Parcel {
     /// Offset of the record that each was piped for, or [`NONE`].
     pub(super) origins: Vec<i64>,
     pub(super) commit: Commit,
+    /// How many of the records are of each shipment.
+    counts: Vec<usize>,
 }
 
 impl Parcel {
     pub(super) fn new(commit: Commit) -> Self {
-        Self { records: Vec::new(), origins: Vec::new(), commit }
+        Self { records: Vec::new(), origins: Vec::new(), commit, counts: Vec::new() }
     }
 
-    pub(super) fn add(&mut self, shipment: &Shipment) {
-        self.records.extend(shipment.records.iter().cloned());
-        self.origins.extend(&shipment.origins);
+    /// Takes in what a shipment holds.
+    pub(super) fn take(&mut self, shipment: &mut Shipment) {
+        self.counts.push(shipment.records.len());
+        self.records.append(&mut shipment.records);
+        self.origins.append(&mut shipment.origins);
+    }
+
+    /// Gives what was taken back to the shipments, in the same order.
+    pub(super) fn give_back<'a>(self, shipments: impl Iterator<Item = &'a mut Shipment>) {
+        let (mut records, mut origins) = (self.records.into_iter(), self.origins.into_iter());
+        for (shipment, count) in shipments.zip(self.counts) {
+            shipment.records.extend(records.by_ref().take(count));
+            shipment.origins.extend(origins.by_ref().take(count));
+        }
     }
 }
 

@@ -27,7 +27,7 @@ pub(super) struct Owned {
     /// The worker was told to end; nothing more is given to be committed first.
     finishing: bool,
     /// Whether the consumer was told to hold it back.
-    pub(super) resting: bool,
+    resting: bool,
     /// Where the next record is read.
     position: i64,
     /// Offset after the last record that was admitted.
@@ -141,6 +141,7 @@ impl Owned {
         self.position = last.offset + 1;
         self.admitted = self.position;
         self.at_end = false;
+        self.say_what_is_coming();
         let (records, bytes) = (batch.records.len(), batch.records.iter().map(Record::bytes).sum());
         // A worker that is finishing takes nothing; it is not missed then.
         if self.batches.send((batch, bytes)).is_ok() {
@@ -154,6 +155,21 @@ impl Owned {
         if position >= self.position {
             self.position = position;
             self.at_end = true;
+            self.say_what_is_coming();
+        }
+    }
+
+    /// It is held back, or is not any more.
+    pub(super) fn rest(&mut self, resting: bool) {
+        self.resting = resting;
+        self.say_what_is_coming();
+    }
+
+    /// Tells the worker whether further records are coming: transactions wait for them.
+    fn say_what_is_coming(&self) {
+        let nothing_coming = self.at_end || self.resting;
+        if self.progress.set_nothing_coming(nothing_coming) && nothing_coming && self.exact {
+            self.wake();
         }
     }
 
@@ -166,6 +182,11 @@ impl Owned {
     pub(super) fn open(&self) -> (usize, usize) {
         let (records, bytes) = self.progress.settled();
         (self.records.saturating_sub(records), self.bytes.saturating_sub(bytes))
+    }
+
+    /// Whether the consumer was told to hold it back.
+    pub(super) fn is_resting(&self) -> bool {
+        self.resting
     }
 
     /// Decides anew whether its share is used up.

@@ -1,4 +1,4 @@
-//! What a partition's worker tells the pump, without a lock.
+//! What a partition's worker and the pump tell each other, without a lock.
 
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -25,6 +25,8 @@ pub(super) struct Progress {
     committing: AtomicI64,
     stopped: Mutex<Option<PausedPartition>>,
     is_stopped: AtomicBool,
+    /// No further records are coming for now.
+    nothing_coming: AtomicBool,
     bytes: AtomicUsize,
     ended: AtomicBool,
     finished: AtomicBool,
@@ -56,6 +58,17 @@ impl Progress {
     /// Why it stands still, if it does.
     pub(super) fn stopped(&self) -> Option<PausedPartition> {
         if self.is_stopped() { self.stopped.lock().clone() } else { None }
+    }
+
+    /// Says whether further records are coming. Gives whether that is news.
+    pub(super) fn set_nothing_coming(&self, nothing_coming: bool) -> bool {
+        self.nothing_coming.swap(nothing_coming, Ordering::AcqRel) != nothing_coming
+    }
+
+    /// Whether no further records are coming for now: the end of the partition was
+    /// reached, or it is held back.
+    pub(super) fn has_nothing_coming(&self) -> bool {
+        self.nothing_coming.load(Ordering::Acquire)
     }
 
     /// Everything below this offset is given to be committed, and will be worked on.

@@ -354,8 +354,8 @@ impl RecordPump {
         let (mut rest, mut go) = (Vec::new(), Vec::new());
         for (source, owned) in &mut self.owned {
             let must_rest = owned.measure(records, bytes) || all_rest || owned.revoking || owned.is_stopped();
-            if must_rest != owned.resting {
-                owned.resting = must_rest;
+            if must_rest != owned.is_resting() {
+                owned.rest(must_rest);
                 if must_rest { &mut rest } else { &mut go }.push(source.clone());
             }
         }

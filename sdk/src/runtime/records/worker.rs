@@ -92,7 +92,7 @@ pub(super) struct Worker {
     pub(super) station: Arc<Station>,
     source: Arc<Source>,
     pub(super) progress: Arc<Progress>,
-    inbox: UnboundedReceiver<Measured>,
+    pub(super) inbox: UnboundedReceiver<Measured>,
     pub(super) tasks: watch::Receiver<Task>,
     /// Not begun, or to be done again.
     pub(super) queue: VecDeque<Load>,
@@ -175,7 +175,7 @@ impl Worker {
             }
             let rests = task == Task::Rest || self.progress.is_stopped() || self.station.fuse.is_blown();
             let deadline = if self.in_hand.is_none() && !rests { self.begin() } else { None };
-            let deadline = deadline.into_iter().chain(self.begin_writing()).min();
+            let deadline = deadline.into_iter().chain(self.begin_writing(rests)).min();
             tokio::select! {
                 biased;
                 news = counter::news(&mut self.counter) => self.heard(news),

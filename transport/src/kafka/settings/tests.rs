@@ -161,10 +161,22 @@ fn records_gather_for_a_moment_unless_a_setting_says_otherwise() {
         let settings = cluster.settings(Client::Producer, &own(&[])).unwrap();
         set(&super::producer(&cluster, "me", &settings, BATCH_BYTES), "linger.ms")
     };
-    assert_eq!(linger(&[]), "20");
+    assert_eq!(linger(&[]), "100");
     assert_eq!(linger(&[("linger.ms", "0")]), "0");
     assert_eq!(linger(&[("delivery.timeout.ms", "10")]), "5", "never longer than a record is tried");
-    assert_eq!(linger(&[("delivery.timeout.ms", "0")]), "20", "tried for ever");
+    assert_eq!(linger(&[("delivery.timeout.ms", "0")]), "100", "tried for ever");
+}
+
+#[test]
+fn rounds_of_transactions_are_not_held_up_by_gathering() {
+    let linger = |given: &[(&str, &str)]| {
+        let cluster = cluster(given);
+        let settings = cluster.settings(Client::Producer, &own(&[])).unwrap();
+        set(&super::transactional(&cluster, "t", Duration::from_secs(15), &settings, BATCH_BYTES), "linger.ms")
+    };
+    assert_eq!(linger(&[]), "5");
+    assert_eq!(linger(&[("linger.ms", "80")]), "5");
+    assert_eq!(linger(&[("linger.ms", "0.5")]), "0.5");
 }
 
 #[test]
