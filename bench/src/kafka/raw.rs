@@ -7,19 +7,23 @@
 //! at most [`BATCH`]; all of it is sent, all its delivery reports are awaited, its
 //! offsets are committed, and the next one begins. Meanwhile librdkafka fetches
 //! ahead. The headers written are those that PipeDoc's record road writes.
+//!
+//! Reports are counted as they come: `flush` of rdkafka looks for them once in 100 ms
+//! while another thread takes them. And records gather for [`LINGER_MS`] only, as
+//! nothing comes after the last of a batch.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use pipedoc_model::headers;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, DeliveryResult, Header, Headers as _, Message, OwnedHeaders};
-use rdkafka::producer::{BaseRecord, Producer as _, ProducerContext, ThreadedProducer};
+use rdkafka::producer::{BaseRecord, ProducerContext, ThreadedProducer};
 use rdkafka::{ClientContext, Offset, TopicPartitionList};
 
 use super::settings::{self, Quiet};
@@ -30,6 +34,9 @@ const BATCH: usize = 10_000;
 
 /// How long a batch waits for its first record.
 const PATIENCE: Duration = Duration::from_millis(100);
+
+/// For how long records gather, in milliseconds.
+const LINGER_MS: &str = "5";
 
 /// How long the broker may take to acknowledge a batch.
 const ACKNOWLEDGED: Duration = Duration::from_secs(60);
@@ -53,9 +60,11 @@ pub fn run(bootstrap: &str, group: &str, input: &str, output: &str) -> anyhow::R
     config.set("auto.offset.reset", "earliest");
     let consumer: BaseConsumer<Quiet> = config.create_with_context(Quiet).context("making the consumer")?;
     consumer.subscribe(&[input]).context("subscribing")?;
-    let failures = Failures::default();
-    let producer: ThreadedProducer<Failures> =
-        settings::producer(bootstrap).create_with_context(failures.clone()).context("making the producer")?;
+    let reports = Reports::default();
+    let producer: ThreadedProducer<Reports> = settings::producer(bootstrap)
+        .set("queue.buffering.max.ms", LINGER_MS)
+        .create_with_context(reports.clone())
+        .context("making the producer")?;
     let mut hop = Hop::new(group, input);
     // Offset after the last record of each partition in the batch.
     let mut next: BTreeMap<i32, i64> = BTreeMap::new();
@@ -75,8 +84,7 @@ pub fn run(bootstrap: &str, group: &str, input: &str, output: &str) -> anyhow::R
         if sent == 0 {
             continue;
         }
-        producer.flush(ACKNOWLEDGED).context("writing")?;
-        ensure!(failures.0.load(Ordering::Acquire) == 0, "a record could not be written");
+        reports.wait_for(sent)?;
         let mut offsets = TopicPartitionList::with_capacity(next.len());
         for (partition, offset) in &next {
             offsets.add_partition_offset(input, *partition, Offset::Offset(*offset))?;
@@ -87,7 +95,7 @@ pub fn run(bootstrap: &str, group: &str, input: &str, output: &str) -> anyhow::R
 }
 
 fn send(
-    producer: &ThreadedProducer<Failures>,
+    producer: &ThreadedProducer<Reports>,
     message: &BorrowedMessage<'_>,
     output: &str,
     headers: OwnedHeaders,
@@ -103,18 +111,37 @@ fn send(
     Ok(())
 }
 
-/// Counts the records that could not be written.
+/// Counts what became of the records of a batch.
 #[derive(Debug, Clone, Default)]
-struct Failures(Arc<AtomicUsize>);
+struct Reports(Arc<Counts>);
 
-impl ClientContext for Failures {}
+#[derive(Debug, Default)]
+struct Counts {
+    written: AtomicUsize,
+    failed: AtomicUsize,
+}
 
-impl ProducerContext for Failures {
+impl Reports {
+    /// Waits until so many were written; begins to count anew.
+    fn wait_for(&self, sent: usize) -> anyhow::Result<()> {
+        let began = Instant::now();
+        while self.0.written.load(Ordering::Acquire) < sent {
+            ensure!(self.0.failed.load(Ordering::Acquire) == 0, "a record could not be written");
+            ensure!(began.elapsed() < ACKNOWLEDGED, "a record was not acknowledged within {ACKNOWLEDGED:?}");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        self.0.written.fetch_sub(sent, Ordering::AcqRel);
+        Ok(())
+    }
+}
+
+impl ClientContext for Reports {}
+
+impl ProducerContext for Reports {
     type DeliveryOpaque = ();
     fn delivery(&self, result: &DeliveryResult<'_>, (): ()) {
-        if result.is_err() {
-            self.0.fetch_add(1, Ordering::AcqRel);
-        }
+        let count = if result.is_ok() { &self.0.written } else { &self.0.failed };
+        count.fetch_add(1, Ordering::AcqRel);
     }
 }
 
