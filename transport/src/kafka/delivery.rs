@@ -59,12 +59,17 @@ pub(super) struct Deliveries {
 struct Open {
     last: u64,
     batches: BTreeMap<u64, Batch>,
-    /// Records without a report, of all batches.
-    left: usize,
     /// Somebody waits until none is left.
     awaited: bool,
     /// Why a record was not written: the first, since somebody has asked.
     failed: Option<Error>,
+}
+
+impl Open {
+    /// Places without a report, of all batches.
+    fn left(&self) -> usize {
+        self.batches.values().map(|batch| batch.open).sum()
+    }
 }
 
 #[derive(Debug)]
@@ -106,7 +111,6 @@ impl Deliveries {
         let (done, receipt) = oneshot::channel();
         let mut open = self.open.lock();
         open.last += 1;
-        open.left += records;
         let batch = open.last;
         open.batches.insert(batch, Batch { reports: vec![None; records], open: records + 1, done });
         Sending { deliveries: self, batch, receipt: Some(receipt) }
@@ -130,15 +134,15 @@ impl Deliveries {
                 if let Some(error) = open.failed.take() {
                     return Err(error);
                 }
-                open.awaited = open.left > 0;
-                open.left
+                open.awaited = !open.batches.is_empty();
+                open.left()
             };
             if left == 0 {
                 return Ok(true);
             }
             let told = tokio::time::timeout(STALLED, self.all_settled.notified()).await.is_ok();
             let mut open = self.open.lock();
-            if !told && open.left == left {
+            if !told && open.left() == left {
                 open.awaited = false;
                 return Ok(false);
             }
@@ -214,22 +218,21 @@ impl Deliveries {
         let mut open = self.open.lock();
         // The sender of a forgotten batch has gone.
         let Some(found) = open.batches.get_mut(&batch) else { return };
-        found.open -= 1;
-        let is_done = found.open == 0;
+        let mut failure = None;
         if let Some((place, report)) = place
             && let Some(slot) = found.reports.get_mut(place)
         {
-            let failure = report.as_ref().err().cloned();
+            failure = report.as_ref().err().cloned();
             *slot = Some(report);
-            open.left -= 1;
-            let has_failed = failure.is_some();
-            open.failed = open.failed.take().or(failure);
-            if open.awaited && (has_failed || open.left == 0) {
-                open.awaited = false;
-                self.all_settled.notify_one();
-            }
         }
-        if is_done && let Some(batch) = open.batches.remove(&batch) {
+        found.open -= 1;
+        let done = if found.open == 0 { open.batches.remove(&batch) } else { None };
+        if open.awaited && (failure.is_some() || open.batches.is_empty()) {
+            open.awaited = false;
+            self.all_settled.notify_one();
+        }
+        open.failed = open.failed.take().or(failure);
+        if let Some(batch) = done {
             let missing = || Err(Error::Closed { what: "producer" });
             let reports = batch.reports.into_iter().map(|report| report.unwrap_or_else(missing)).collect();
             // Nobody may be waiting for it.
@@ -266,10 +269,7 @@ impl Sending<'_> {
 impl Drop for Sending<'_> {
     fn drop(&mut self) {
         if self.receipt.is_some() {
-            let mut open = self.deliveries.open.lock();
-            if let Some(batch) = open.batches.remove(&self.batch) {
-                open.left -= batch.reports.iter().filter(|report| report.is_none()).count();
-            }
+            self.deliveries.open.lock().batches.remove(&self.batch);
         }
     }
 }
