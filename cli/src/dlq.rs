@@ -87,7 +87,7 @@ impl DeadLetter {
         vec![
             or_dash(&self.failed_at),
             or_dash(&self.step),
-            show::first_line(&or_dash(&self.document), 60),
+            show::first_line(&show::word(&or_dash(&self.document)), 60),
             self.attempts.map_or_else(|| "-".into(), |n| n.to_string()),
             or_dash(&self.kind),
             show::first_line(&or_dash(&self.error), 120),

@@ -10,6 +10,9 @@ use crate::args::{OutputFormat, StatusArgs};
 use crate::show::say;
 use crate::{connect, plan, show};
 
+/// So much is shown of why a partition stands still: enough for what to do about it.
+const PAUSED_SHOWN: usize = 400;
+
 /// Runs the command.
 pub async fn main(args: StatusArgs, output: OutputFormat) -> anyhow::Result<ExitCode> {
     let mut client = PipelineControlClient::new(connect::engine(&args.engine.engine).await?);
@@ -111,7 +114,7 @@ fn print_paused(pipeline: &PipelineStatus) {
                 word(paused.reason().as_str_name(), "PAUSE_REASON_"),
                 paused.offset.map(|offset| offset.to_string()).unwrap_or_default(),
                 paused.document.clone(),
-                show::first_line(&paused.error, 120),
+                show::first_line(&paused.error, PAUSED_SHOWN),
             ]
         }));
     }

@@ -140,6 +140,8 @@ pub struct Intent {
     pub pipeline: PipelineName,
     /// The revision that the text replaces; 0: none.
     pub replaces: u64,
+    /// The revision whose text is written there; none: a text is taken from there.
+    pub written: Option<u64>,
 }
 
 /// Kinds of values that are written once and counted.

@@ -1,13 +1,13 @@
 //! What follows from the inbox. Pure: looks at a snapshot, decides, writes nothing.
 //!
 //! ```text
-//! entry's text ─┬─ as noted, and the pipeline has a newer revision ─▶ the entry is written anew
-//!               ├─ as noted and taken ─────────────────────────────▶ nothing
-//!               ├─ good ───────────────────────────────────────────▶ a revision
-//!               └─ bad ────────────────────────────────────────────▶ problems; what runs goes on
-//! entry as noted or meant, but its pipeline was deleted since ────────▶ the entry is removed
-//! entry gone for 5 s ──────────────────────────────────────────────▶ the pipeline is removed
-//! pipeline without an entry ───────────────────────────────────────▶ an entry is written
+//! entry's text ─┬─ as noted or written, and another is current by now ─▶ the entry is written anew
+//!               ├─ as noted and taken ────────────────────────────────▶ nothing
+//!               ├─ good ──────────────────────────────────────────────▶ a revision
+//!               └─ bad ───────────────────────────────────────────────▶ problems; what runs goes on
+//! entry as noted or meant, but its pipeline was deleted since ───────────▶ the entry is removed
+//! entry gone for 5 s ─────────────────────────────────────────────────▶ the pipeline is removed
+//! pipeline without an entry ──────────────────────────────────────────▶ an entry is written
 //! ```
 //!
 //! A text that was refused is looked at again each time: a module may have
@@ -174,23 +174,29 @@ fn review_entry(
     let deleted = |pipeline: &PipelineName| head.and_then(|head| head.deleted.get(pipeline));
     let is_noted = note.is_some_and(|note| note.hash == hash) && noted.as_ref().and_then(deleted).is_some();
     // A leader took or wrote it and died before it could note that.
-    let is_meant = note.and_then(|note| note.intent.as_ref()).is_some_and(|intent| {
-        intent.hash == hash && deleted(&intent.pipeline).is_some_and(|deleted| deleted.revision > intent.replaces)
-    });
+    let intent = note.and_then(|note| note.intent.as_ref()).filter(|intent| intent.hash == hash);
+    let is_meant = intent
+        .is_some_and(|intent| deleted(&intent.pipeline).is_some_and(|deleted| deleted.revision > intent.replaces));
     if is_noted || is_meant {
         // Not edited since: this is the last step of the deletion.
         review.leftovers.push((entry.name.clone(), text.clone()));
         return;
     }
-    if let (Some(note), Some(pipeline), Some((number, revision))) = (note, &noted, current)
-        && note.hash == hash
-        && owners.get(pipeline) == Some(&entry.name)
+    // Whose text it is, as far as is known, and the revision that was current then.
+    let noted_as =
+        note.filter(|note| note.hash == hash).and_then(|note| Some((note.pipeline.as_ref()?, note.revision)));
+    let written_as = intent.and_then(|intent| Some((&intent.pipeline, intent.written?)));
+    if let Some((pipeline, before)) = noted_as.or(written_as)
+        && let Some((number, revision)) = snapshot.facts.revisions.get(pipeline)
+        && owners.get(pipeline).is_none_or(|owner| *owner == entry.name)
     {
         if revision.hash == hash {
-            return;
-        }
-        if *number > note.revision {
+            if noted_as.is_some() {
+                return;
+            }
+        } else if *number > before {
             // Another text was applied since; this is the last step of that.
+            owners.insert(pipeline.clone(), entry.name.clone());
             review.rewrites.push((entry.name.clone(), pipeline.clone()));
             return;
         }

@@ -253,6 +253,18 @@ impl Leadership {
             Self::Follows(_) | Self::Hindered(_) => None,
         }
     }
+
+    /// Tells it where it is news; what hinders an engine stands in its log as well.
+    pub(crate) fn tell(self, to: &watch::Sender<Self>) {
+        to.send_if_modified(|known| {
+            let is_news = *known != self;
+            if let (true, Self::Hindered(reason)) = (is_news, &self) {
+                tracing::warn!("this engine can neither lead nor tell who does: {reason}; trying again");
+            }
+            *known = self;
+            is_news
+        });
+    }
 }
 
 /// Proof of leading, checked by the store with every write that carries it.
@@ -378,12 +390,9 @@ pub trait Store: Send + Sync + 'static {
         Duration::from_secs(5)
     }
 
-    /// Stands for leadership, and tells how that goes until the store is closed.
-    /// Where only one machine's engines share the store, each may lead: every write
-    /// is a check-and-set or may be repeated.
-    fn campaign(&self, candidate: Candidate) -> watch::Receiver<Leadership> {
-        watch::channel(Leadership::Leads(Lease(candidate.name))).1
-    }
+    /// Stands for leadership, and tells how that goes until the store is closed. Of all
+    /// engines that share the store at most one leads.
+    fn campaign(&self, candidate: Candidate) -> watch::Receiver<Leadership>;
 
     /// Engines in the store's catalog; none where it has no catalog.
     async fn engines(&self) -> Result<Vec<Peer>> {
@@ -392,8 +401,8 @@ pub trait Store: Send + Sync + 'static {
 
     /// Says whether this engine may lead, which it may at first. One that may not gives
     /// its leadership away, and stands for it again when it may.
-    fn may_lead(&self, _may: bool) {}
+    fn may_lead(&self, may: bool);
 
     /// Gives back what the engine holds, such as its leadership, within seconds.
-    async fn close(&self) {}
+    async fn close(&self);
 }

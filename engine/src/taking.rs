@@ -48,7 +48,7 @@ pub(crate) async fn carry_out(
     forgotten.retain(|entry| !snapshot.notes.get(entry).and_then(|note| note.pipeline.as_ref()).is_some_and(held));
     if !good.is_empty() || !removals.free.is_empty() {
         for (entry, name, revision) in &good {
-            note_intent(catalog, entry, name, revision, snapshot, lease).await?;
+            note_intent(catalog, entry, name, (revision, None), snapshot, lease).await?;
         }
         let texts: Vec<_> = good.iter().map(|(_, name, revision)| (name.clone(), revision)).collect();
         let current = snapshot.current.as_ref();
@@ -63,7 +63,7 @@ pub(crate) async fn carry_out(
     }
     for (entry, name) in rewrites {
         let Some((number, revision)) = snapshot.facts.revisions.get(&name) else { continue };
-        note_intent(catalog, &entry, &name, revision, snapshot, lease).await?;
+        note_intent(catalog, &entry, &name, (revision, Some(*number)), snapshot, lease).await?;
         match catalog.store().write_inbox(&entry, &revision.text, snapshot.entry_text(&entry)).await {
             Ok(()) => {
                 let (hash, pipeline) = (revision.hash.clone(), Some(name));
@@ -173,18 +173,19 @@ async fn check(
 }
 
 /// Notes which text an entry will have as a pipeline's, before that is so: if the
-/// pipeline is deleted after we died, the text is not taken for a new wish.
+/// pipeline is deleted after we died, or gets another text, this one is not taken for
+/// a new wish. A revision that is written there has its number already.
 async fn note_intent(
     catalog: &Catalog,
     entry: &str,
     pipeline: &PipelineName,
-    revision: &Revision,
+    (revision, written): (&Revision, Option<u64>),
     snapshot: &Snapshot,
     lease: &Lease,
 ) -> store::Result<()> {
     let known = snapshot.notes.get(entry);
     let (hash, replaces) = (revision.hash.clone(), revision.made.replaces);
-    let intent = Some(Intent { hash, pipeline: pipeline.clone(), replaces });
+    let intent = Some(Intent { hash, pipeline: pipeline.clone(), replaces, written });
     let meant = Note { intent, ..known.cloned().unwrap_or_default() };
     if known == Some(&meant) { Ok(()) } else { catalog.set_note(entry, &meant, lease).await }
 }

@@ -259,8 +259,13 @@ async fn ensure_one(log: &dyn Log, wanted: &TopicPlan) -> Result<(), Error> {
         return verify(wanted, found).map_or(Ok(()), |unfit| Err(Error::Unfit(vec![unfit])));
     }
     if found.as_ref().is_none_or(|found| !fits(found, wanted)) {
-        let partitions = found.map_or(wanted.partitions, |found| found.partitions.max(wanted.partitions));
-        log.ensure_topic(&spec(wanted, partitions)).await.map_err(trouble)?;
+        let partitions = found.as_ref().map_or(wanted.partitions, |found| found.partitions.max(wanted.partitions));
+        let mut spec = spec(wanted, partitions);
+        // One that takes more, as somebody had to write more, goes on taking it.
+        let found = found.and_then(|found| found.settings.max_message_bytes);
+        spec.settings.max_message_bytes =
+            spec.settings.max_message_bytes.map(|limit| found.map_or(limit, |found| found.max(limit)));
+        log.ensure_topic(&spec).await.map_err(trouble)?;
     }
     Ok(())
 }
@@ -283,7 +288,7 @@ fn fits(found: &TopicInfo, wanted: &TopicPlan) -> bool {
     found.partitions >= wanted.partitions
         && settings.compact.is_none_or(|compact| found.settings.compact == Some(compact))
         && settings.retention_ms.is_none_or(|ms| found.settings.retention_ms == Some(ms))
-        && settings.max_message_bytes.is_none_or(|bytes| found.settings.max_message_bytes == Some(bytes))
+        && settings.max_message_bytes.is_none_or(|bytes| found.settings.max_message_bytes >= Some(bytes))
 }
 
 fn spec(wanted: &TopicPlan, partitions: i32) -> TopicSpec {
@@ -339,6 +344,26 @@ mod tests {
         assert!(keeper.ensure(all()).await.is_empty());
         assert_eq!(partitions(&log, "a").await, Some(1), "it is made again");
         looking.abort();
+    }
+
+    #[tokio::test]
+    async fn a_limit_that_an_operator_has_raised_stays_so() {
+        let log = MemoryLog::new();
+        let wanted = TopicPlan { max_message_bytes: Some(1_000_000), retention_ms: Some(-1), ..wanted("a", 1) };
+        let limit = async || log.topic(&wanted.topic).await.unwrap().unwrap().settings.max_message_bytes;
+        ensure_one(&log, &wanted).await.unwrap();
+        assert_eq!(limit().await, Some(1_000_000));
+        let settings = TopicSettings { max_message_bytes: Some(5_000_000), ..spec(&wanted, 1).settings };
+        log.ensure_topic(&TopicSpec { settings, ..spec(&wanted, 1) }).await.unwrap();
+        assert!(is_well(&log, &wanted).await);
+        // Neither when something else is to be changed.
+        for wanted in [wanted.clone(), TopicPlan { partitions: 2, ..wanted.clone() }] {
+            ensure_one(&log, &wanted).await.unwrap();
+            assert_eq!(limit().await, Some(5_000_000));
+        }
+        let more = TopicPlan { max_message_bytes: Some(6_000_000), ..wanted.clone() };
+        ensure_one(&log, &more).await.unwrap();
+        assert_eq!(limit().await, Some(6_000_000));
     }
 
     #[tokio::test]

@@ -177,9 +177,12 @@ impl KeyExpr {
 #[must_use]
 pub fn weighted(key: &[u8], step: &str, weights: &[u32]) -> Option<usize> {
     let total: u64 = weights.iter().copied().map(u64::from).sum();
+    if total == 0 {
+        return None;
+    }
     let digest = Sha256::new().chain_update(step.as_bytes()).chain_update([0]).chain_update(key).finalize();
     let number = digest.iter().take(8).fold(0_u64, |number, byte| number << 8 | u64::from(*byte));
-    let mut place = number.checked_rem(total)?;
+    let mut place = number % total;
     weights.iter().position(|weight| match place.checked_sub(u64::from(*weight)) {
         None => true,
         Some(rest) => {

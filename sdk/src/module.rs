@@ -5,8 +5,8 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use pipedoc_model::names::{ClusterName, StepId};
-use pipedoc_model::step::StepType;
+use pipedoc_model::names::{ClusterName, StepId, Topic};
+use pipedoc_model::step::{StepPlan, StepType};
 use pipedoc_proto::PipeDoc;
 use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
@@ -23,6 +23,8 @@ use crate::runtime::claims::{Lent, needs_hydration};
 #[derive(Debug, Clone)]
 pub struct Step {
     inner: Arc<StepInner>,
+    /// None where no runtime calls.
+    outputs: Option<Arc<Outputs>>,
     /// See [`Step::lanes`].
     lanes: Arc<[u64]>,
     /// None where no runtime calls.
@@ -40,8 +42,17 @@ struct StepInner {
     stopping: CancellationToken,
 }
 
+#[derive(Debug)]
+struct Outputs {
+    /// In the file's order.
+    names: Vec<String>,
+    /// What may be named beside them: their topics and the allowed ones.
+    topics: Vec<Topic>,
+}
+
 impl Step {
-    /// A step. `data` is a folder that belongs to the step in this instance.
+    /// A step whose outputs are not known. `data` is a folder that belongs to the
+    /// step in this instance.
     #[must_use]
     pub fn new(
         cluster: ClusterName,
@@ -51,7 +62,23 @@ impl Step {
         stopping: CancellationToken,
     ) -> Self {
         let inner = StepInner { cluster, id, step_type, data, stopping };
-        Self { inner: Arc::new(inner), lanes: Arc::default(), events: None, claims: None }
+        Self { inner: Arc::new(inner), outputs: None, lanes: Arc::default(), events: None, claims: None }
+    }
+
+    /// A step as it was planned.
+    #[must_use]
+    pub fn planned(plan: &StepPlan, data: PathBuf, stopping: CancellationToken) -> Self {
+        let names = plan.outputs.iter().map(|output| output.name.clone()).collect();
+        let topics = plan.outputs.iter().map(|output| &output.topic).chain(&plan.allowed_topics).cloned().collect();
+        let step = Self::new(plan.cluster.clone(), plan.id.clone(), plan.step_type, data, stopping);
+        Self { outputs: Some(Arc::new(Outputs { names, topics })), ..step }
+    }
+
+    /// The same step with outputs of these names, for tests of modules.
+    #[must_use]
+    pub fn with_outputs(self, names: &[&str]) -> Self {
+        let names = names.iter().map(|name| (*name).to_owned()).collect();
+        Self { outputs: Some(Arc::new(Outputs { names, topics: Vec::new() })), ..self }
     }
 
     /// The same step, whose events can be heard there.
@@ -105,6 +132,23 @@ impl Step {
     #[must_use]
     pub fn step_type(&self) -> StepType {
         self.inner.step_type
+    }
+
+    /// Names of the step's outputs, in the file's order. None where no runtime calls.
+    #[must_use]
+    pub fn outputs(&self) -> Option<&[String]> {
+        self.outputs.as_ref().map(|outputs| outputs.names.as_slice())
+    }
+
+    /// Whether results may be sent to this name ([`Output::to`]): that of an output, its
+    /// topic's, or one of `allowed_kafka_topics`. A module whose configuration names
+    /// outputs asks when it opens; otherwise every document fails as `unknown-output`.
+    /// True where no runtime calls.
+    #[must_use]
+    pub fn has_output(&self, name: &str) -> bool {
+        self.outputs.as_ref().is_none_or(|outputs| {
+            outputs.names.iter().any(|known| known == name) || outputs.topics.iter().any(|topic| topic.as_str() == name)
+        })
     }
 
     /// A folder of this step's own in this instance. It may not exist yet.

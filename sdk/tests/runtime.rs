@@ -601,6 +601,24 @@ async fn paused_steps_keep_their_partitions_and_take_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn modules_know_their_outputs_when_they_open() {
+    let (bed, _) = Bed::memory();
+    let asks = |name: &str, output: &str| {
+        let mut plan = plan(name);
+        plan.outputs[0].name = "rest".to_owned();
+        plan.allowed_topics = vec![topic("aside")];
+        plan.config = serde_json::json!({"open": format!("output:{output}")});
+        plan
+    };
+    bed.run(&[asks("name", "rest"), asks("topic", "out"), asks("allowed", "aside"), asks("wrong", "nowhere")]).await;
+    for step in ["name", "topic", "allowed"] {
+        bed.state(step, StepState::Running).await;
+    }
+    let wrong = bed.state("wrong", StepState::Failed).await.last_error;
+    assert!(wrong.contains(r#"no output nowhere, but Some(["rest"])"#), "{wrong}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn steps_that_do_not_open_leave_others_alone() {
     let (bed, _) = Bed::memory();
     let with = |name: &str, config: serde_json::Value| {

@@ -138,7 +138,7 @@ impl Observer for Ledger {
                     Some(offset) => format!("{partition}, offset {offset}"),
                     None => document.clone(),
                 };
-                state.trouble = Some(format!("step {step} stands still at {place}, as its on_exhausted asks: {error}"));
+                state.trouble = Some(format!("step {step} stands still at {place}: {error}"));
             }
             Event::FailureRateReached { reason } => {
                 state.trouble = Some(format!("step {step} stands still, as its stop_at_failure_rate asks: {reason}"));

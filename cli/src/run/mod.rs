@@ -28,7 +28,7 @@ use self::ledger::{Counts, Ledger};
 use self::progress::Progress;
 use crate::args::{OutputFormat, RunArgs};
 use crate::exit::{self, Refused};
-use crate::show::{say, tell};
+use crate::show::{self, say, tell};
 use crate::{connect, load, modules};
 
 /// How long steps may finish what is in flight when the run is interrupted.
@@ -157,14 +157,7 @@ async fn preflight(steps: &[StepPlan]) -> anyhow::Result<()> {
                 continue;
             }
         };
-        let scratch = std::env::temp_dir();
-        let open = pipedoc_sdk::module::Step::new(
-            step.cluster.clone(),
-            step.id.clone(),
-            step.step_type,
-            scratch,
-            CancellationToken::new(),
-        );
+        let open = pipedoc_sdk::module::Step::planned(step, std::env::temp_dir(), CancellationToken::new());
         match factory.open(config, &open).await {
             Ok(program) => program.close().await,
             Err(error) => problems.push(format!("step {}: {error}", step.id.step)),
@@ -292,7 +285,8 @@ impl Report {
                 if !dead.is_empty() {
                     say!("\ngiven up on (dead letters):");
                     for letter in dead.iter().take(20) {
-                        say!("  {}: {} [{}, {}]", letter.document, letter.error, letter.step, letter.kind);
+                        let (document, error) = (show::word(&letter.document), show::word(&letter.error));
+                        say!("  {document}: {error} [{}, {}]", letter.step, letter.kind);
                     }
                     if dead.len() > 20 {
                         say!("  … and more");

@@ -73,16 +73,7 @@ impl Campaign {
             store::Error::Unreachable { .. } => Leadership::Follows(None),
             other => Leadership::Hindered(pipedoc_model::problem::chain(other)),
         };
-        let is_news = self.leadership.send_if_modified(|known| {
-            let changed = *known != news;
-            known.clone_from(&news);
-            changed
-        });
-        if let Leadership::Hindered(reason) = news
-            && is_news
-        {
-            tracing::warn!("this engine can neither lead nor tell who does: {reason}; trying again");
-        }
+        news.tell(&self.leadership);
     }
 
     /// Waits for the key to be free, holds it as long as it can, and follows again.
@@ -131,12 +122,7 @@ impl Campaign {
             let answer = self.client.read(&self.key, after).await?;
             let Some(held) = answer.value.filter(|pair| pair.session.is_some()) else { return Ok(()) };
             let leader = String::from_utf8_lossy(&held.value).into_owned();
-            self.leadership.send_if_modified(|known| {
-                let news = Leadership::Follows(Some(leader));
-                let changed = *known != news;
-                *known = news;
-                changed
-            });
+            Leadership::Follows(Some(leader)).tell(&self.leadership);
             after = (after.is_none_or(|after| answer.index >= after)).then_some(answer.index.max(1));
         }
     }

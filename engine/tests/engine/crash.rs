@@ -114,6 +114,14 @@ impl Store for Mortal {
             None => watch::channel(Leadership::Follows(None)).1,
         }
     }
+
+    fn may_lead(&self, may: bool) {
+        self.inner.may_lead(may);
+    }
+
+    async fn close(&self) {
+        self.inner.close().await;
+    }
 }
 
 /// An apply whose answer nobody waits for: its leader dies.
@@ -121,6 +129,22 @@ fn apply(engine: &Running) -> AbortOnDropHandle<()> {
     let mut control = engine.control();
     let request = v1::ApplyRequest { text: SHELF.into(), file: "test.yaml".into(), ..Default::default() };
     AbortOnDropHandle::new(tokio::spawn(async move { drop(control.apply(request).await) }))
+}
+
+/// A pipeline is applied whose leader dies when it has written the entry.
+async fn apply_by_one_who_dies(bed: &Bed) {
+    let leader = Mortal::engine(bed, Some(Last::InboxEntry)).await;
+    let applying = apply(&leader);
+    leader.wait_for_status("the file is written", |_| bed.file("shelf.yaml").exists()).await;
+    drop(applying);
+    leader.stop().await;
+}
+
+/// As a caller applies another text by an engine that does not lead.
+async fn apply_another(bed: &Bed, text: &str) {
+    let follower = Mortal::engine(bed, None).await;
+    assert!(follower.apply_expecting(text, 1).await.accepted);
+    follower.stop().await;
 }
 
 /// As a caller deletes the pipeline by an engine that does not lead.
@@ -152,11 +176,7 @@ async fn has(bed: &Bed, what: &str, there: impl Fn(&[String]) -> bool) {
 #[tokio::test]
 async fn a_deleted_pipeline_does_not_come_back_from_an_entry_whose_writer_died() {
     let bed = Bed::new();
-    let leader = Mortal::engine(&bed, Some(Last::InboxEntry)).await;
-    let applying = apply(&leader);
-    leader.wait_for_status("the file is written", |_| bed.file("shelf.yaml").exists()).await;
-    drop(applying);
-    leader.stop().await;
+    apply_by_one_who_dies(&bed).await;
     delete(&bed).await;
     stays_deleted(&bed).await;
 }
@@ -175,6 +195,20 @@ async fn a_deleted_pipeline_does_not_come_back_from_an_entry_whose_taker_died() 
     let engine = bed.engine().await;
     bed.write("shelf.yaml", SHELF);
     engine.wait_for_status("it runs again", |status| status.pipelines.len() == 1).await;
+}
+
+#[tokio::test]
+async fn what_was_applied_is_not_undone_by_an_entry_whose_writer_died() {
+    let bed = Bed::new();
+    apply_by_one_who_dies(&bed).await;
+    let another = SHELF.replace("partitions: 3", "partitions: 4");
+    apply_another(&bed, &another).await;
+
+    let engine = bed.engine().await;
+    let file = || std::fs::read_to_string(bed.file("shelf.yaml")).unwrap();
+    engine.wait_for_status("the file follows", |_| file() == another).await;
+    let history = engine.history("shelf").await.revisions;
+    assert!(history.len() == 2 && history[0].current, "{history:#?}");
 }
 
 #[tokio::test]

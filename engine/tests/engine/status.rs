@@ -123,12 +123,23 @@ async fn a_module_never_seen_is_named_with_its_step_until_one_comes() {
 }
 
 #[tokio::test]
-async fn an_engine_on_a_folder_leads_and_names_itself() {
+async fn of_the_engines_on_a_folder_one_leads_until_it_goes() {
     let bed = Bed::new();
-    let engine = bed.engine().await;
-    let engines = engine.status().await.engines;
+    let leader = bed.engine().await;
+    let engines = leader.status().await.engines;
     let [only] = &engines[..] else { panic!("{engines:?}") };
     assert!(only.answers && only.leads && only.healthy, "{only:?}");
+
+    let next = bed.engine().await;
+    let leads = |status: &v1::StatusResponse| status.engines.iter().any(|engine| engine.answers && engine.leads);
+    assert!(!leads(&next.status().await));
+    // What is put into the folder is taken by the one, and runs by both.
+    bed.write("shelf.yaml", SHELF);
+    next.wait_for_status("the pipeline is taken", |status| status.pipelines.len() == 1).await;
+    leader.stop().await;
+    next.wait_for_status("the other one leads", leads).await;
+    bed.write("shelf.yaml", &SHELF.replace("partitions: 3", "partitions: 4"));
+    next.wait_for_status("the edit runs", |status| status.pipelines[0].revision == 2).await;
 }
 
 #[tokio::test]

@@ -47,6 +47,7 @@ pub(super) fn explain(error: &ExecutionError, scope: &Scope<'_>) -> String {
         ExecutionError::NoSuchKey(name) => {
             format!("{name:?} is missing; ask has(..) or `in` first where it may be")
         }
+        ExecutionError::FunctionError { function, message } if function == READING => shortened(message.clone()),
         // Some of them quote the values, which may be whole bodies.
         other => shortened(other.to_string()),
     }
@@ -62,7 +63,11 @@ fn shortened(text: String) -> String {
 /// A message whose fields are lent one by one.
 trait Fields: fmt::Debug + Send + Sync {
     /// A field by its name in the `.proto` file.
-    fn field<'v>(&'v self, name: &str) -> Option<BoxVal<'v>>;
+    ///
+    /// # Errors
+    /// `NoSuchKey` when there is no such field; [`unreadable`] when its value is
+    /// there and cannot be read.
+    fn field<'v>(&'v self, name: &str) -> Result<BoxVal<'v>, ExecutionError>;
 }
 
 /// A borrowed message as a CEL value.
@@ -110,11 +115,23 @@ impl<T: Fields> Indexer for Message<'_, T> {
 
 fn lend_field<'v, T: Fields>(message: &'v T, index: &dyn Val) -> Result<BoxVal<'v>, ExecutionError> {
     let name = text_of(index)?;
-    let found = match name.strip_prefix(PRESENCE) {
-        Some(name) => message.field(name).map(|value| Box::new(CelBool::from(is_set(value.as_ref()))) as BoxVal<'v>),
-        None => message.field(name),
+    let Some(name) = name.strip_prefix(PRESENCE) else { return message.field(name) };
+    let is_there = match message.field(name) {
+        Ok(value) => is_set(value.as_ref()),
+        // There it is, whatever it is.
+        Err(ExecutionError::FunctionError { function, .. }) if function == READING => true,
+        Err(error) => return Err(error),
     };
-    found.ok_or_else(|| ExecutionError::no_such_key(name))
+    Ok(Box::new(CelBool::from(is_there)))
+}
+
+/// Where the library has a function's name, in errors of [`unreadable`].
+const READING: &str = "read";
+
+/// A value that is there and cannot be read. The library knows no such error; of
+/// those that it has, this one goes through all operators as it is.
+fn unreadable(what: &str, why: &dyn fmt::Display) -> ExecutionError {
+    ExecutionError::function_error(READING, format!("{what} cannot be read: {why}"))
 }
 
 fn text_of(index: &dyn Val) -> Result<&str, ExecutionError> {
@@ -140,8 +157,8 @@ fn is_set(value: &dyn Val) -> bool {
 }
 
 impl Fields for PipeDoc {
-    fn field<'v>(&'v self, name: &str) -> Option<BoxVal<'v>> {
-        Some(match name {
+    fn field<'v>(&'v self, name: &str) -> Result<BoxVal<'v>, ExecutionError> {
+        Ok(match name {
             "id" => text(&self.id),
             "version" => int(self.version),
             "source_uri" => text(&self.source_uri),
@@ -160,31 +177,31 @@ impl Fields for PipeDoc {
                 .map(|(name, value)| (name.as_str(), dynamic(value)))),
             "blobs" => list(&self.blobs, message),
             "chunks" => list(&self.chunks, message),
-            "data" => payload(self),
+            "data" => payload(self)?,
             "parse_warnings" => list(&self.parse_warnings, message),
             "parent_id" => text(&self.parent_id),
             "part" => int(self.part.into()),
             "parts" => int(self.parts.into()),
             "parent_version" => int(self.parent_version),
-            _ => return None,
+            _ => return Err(ExecutionError::no_such_key(name)),
         })
     }
 }
 
 impl Fields for Blob {
-    fn field<'v>(&'v self, name: &str) -> Option<BoxVal<'v>> {
-        Some(match name {
+    fn field<'v>(&'v self, name: &str) -> Result<BoxVal<'v>, ExecutionError> {
+        Ok(match name {
             "name" => text(&self.name),
             "mime_type" => text(&self.mime_type),
             "size" => unsigned(self.size),
-            _ => return None,
+            _ => return Err(ExecutionError::no_such_key(name)),
         })
     }
 }
 
 impl Fields for Chunk {
-    fn field<'v>(&'v self, name: &str) -> Option<BoxVal<'v>> {
-        Some(match name {
+    fn field<'v>(&'v self, name: &str) -> Result<BoxVal<'v>, ExecutionError> {
+        Ok(match name {
             "id" => text(&self.id),
             "text" => text(&self.text),
             "span" => self.span.as_ref().map_or_else(|| Box::new(CelNull) as BoxVal<'v>, message),
@@ -194,44 +211,47 @@ impl Fields for Chunk {
                 // A protobuf map has no order; a CEL map has none either.
                 map(self.embeddings.iter().map(|(model, embedding)| (model.as_str(), message(embedding))))
             }
-            _ => return None,
+            _ => return Err(ExecutionError::no_such_key(name)),
         })
     }
 }
 
 impl Fields for ByteSpan {
-    fn field<'v>(&'v self, name: &str) -> Option<BoxVal<'v>> {
-        Some(match name {
+    fn field<'v>(&'v self, name: &str) -> Result<BoxVal<'v>, ExecutionError> {
+        Ok(match name {
             "start" => unsigned(self.start),
             "end" => unsigned(self.end),
-            _ => return None,
+            _ => return Err(ExecutionError::no_such_key(name)),
         })
     }
 }
 
 impl Fields for Embedding {
-    fn field<'v>(&'v self, name: &str) -> Option<BoxVal<'v>> {
-        (name == "values").then(|| list(&self.values, |value| Box::new(CelDouble::from(f64::from(*value)))))
+    fn field<'v>(&'v self, name: &str) -> Result<BoxVal<'v>, ExecutionError> {
+        Ok(match name {
+            "values" => list(&self.values, |value| Box::new(CelDouble::from(f64::from(*value)))),
+            _ => return Err(ExecutionError::no_such_key(name)),
+        })
     }
 }
 
 impl Fields for ParseWarning {
-    fn field<'v>(&'v self, name: &str) -> Option<BoxVal<'v>> {
-        Some(match name {
+    fn field<'v>(&'v self, name: &str) -> Result<BoxVal<'v>, ExecutionError> {
+        Ok(match name {
             "code" => text(&self.code),
             "message" => text(&self.message),
             "location" => text(&self.location),
-            _ => return None,
+            _ => return Err(ExecutionError::no_such_key(name)),
         })
     }
 }
 
 impl Fields for StepId {
-    fn field<'v>(&'v self, name: &str) -> Option<BoxVal<'v>> {
-        Some(match name {
+    fn field<'v>(&'v self, name: &str) -> Result<BoxVal<'v>, ExecutionError> {
+        Ok(match name {
             "pipeline" => text(self.pipeline.as_str()),
             "step" => text(self.step.as_str()),
-            _ => return None,
+            _ => return Err(ExecutionError::no_such_key(name)),
         })
     }
 }
@@ -283,18 +303,21 @@ fn dynamic(value: &prost_types::Value) -> BoxVal<'_> {
 }
 
 /// The structured payload, parsed now that somebody asks for it; `null` when
-/// there is none or when it cannot be parsed.
-fn payload<'v>(doc: &PipeDoc) -> BoxVal<'v> {
-    let parsed = match doc.data.as_ref().and_then(|data| data.kind.as_ref()) {
-        Some(data::Kind::Json(text)) => serde_json::from_str(text).ok(),
+/// there is none. One that cannot be read is an error: taken for `null`, it would
+/// send the document another way without a word.
+fn payload<'v>(doc: &PipeDoc) -> Result<BoxVal<'v>, ExecutionError> {
+    let parsed: serde_json::Value = match doc.data.as_ref().and_then(|data| data.kind.as_ref()) {
+        Some(data::Kind::Json(text)) => serde_json::from_str(text).map_err(|why| unreadable(DATA, &why))?,
         Some(data::Kind::Any(any)) => {
             let bytes = prost::Message::encode_to_vec(any);
-            pipedoc_proto::json::message_to_json("google.protobuf.Any", &bytes).ok()
+            pipedoc_proto::json::message_to_json("google.protobuf.Any", &bytes).map_err(|why| unreadable(DATA, &why))?
         }
-        None => None,
+        None => return Ok(Box::new(CelNull)),
     };
-    parsed.as_ref().map_or_else(|| Box::new(CelNull) as BoxVal<'v>, from_json)
+    Ok(from_json(&parsed))
 }
+
+const DATA: &str = "the document's data";
 
 fn from_json<'v>(value: &serde_json::Value) -> BoxVal<'v> {
     use serde_json::Value;

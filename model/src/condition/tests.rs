@@ -119,13 +119,64 @@ fn deletions_have_no_document_to_read() {
     assert_eq!(with(None, Some(b"k"), |scope| blind.holds(scope)), Ok(true));
 }
 
+fn with_data(kind: Option<data::Kind>) -> PipeDoc {
+    PipeDoc { data: Some(Data { kind }), title: "T".to_owned(), ..PipeDoc::default() }
+}
+
+fn holds_of(doc: &PipeDoc, expression: &str) -> Result<bool, Error> {
+    let condition = Condition::compile(expression).unwrap_or_else(|errors| panic!("{expression}: {errors}"));
+    with(Some(doc), None, |scope| condition.holds(scope))
+}
+
 #[test]
-fn data_that_is_no_json_is_null() {
-    let condition = Condition::compile("doc.data == null").unwrap();
-    for kind in [Some(data::Kind::Json("{".to_owned())), None] {
-        let doc = PipeDoc { data: Some(Data { kind }), ..PipeDoc::default() };
-        assert_eq!(with(Some(&doc), None, |scope| condition.holds(scope)), Ok(true));
+fn no_data_is_null() {
+    for kind in [Some(data::Kind::Json("null".to_owned())), None] {
+        assert_eq!(holds_of(&with_data(kind), "doc.data == null && !has(doc.data)"), Ok(true));
     }
+}
+
+#[test]
+fn data_that_cannot_be_read_is_an_error_that_says_why() {
+    let json = |text: &str| with_data(Some(data::Kind::Json(text.to_owned())));
+    let deep = format!("{}1{}", "[".repeat(128), "]".repeat(128));
+    let docs = [
+        (json(&deep), "recursion limit exceeded at line 1 column 128"),
+        (json(r#"{"n": "\ud800"}"#), "end of hex escape at line 1 column 14"),
+        (json("{"), "EOF while parsing"),
+    ];
+    for (doc, why) in &docs {
+        for expression in [
+            "doc.data == null",
+            "doc.data != null",
+            "doc['data'] == null",
+            "has(doc.data.n)",
+            "doc.data.n == 5",
+            "doc.data[0] == 1",
+            "doc.title == 'T' && doc.data.n == 5",
+            "doc.data.n == 5 || doc.title == 'x'",
+            "doc.title == 'T' ? doc.data == null : true",
+            "doc.data.list.exists(x, x == 1)",
+            "'n' in doc.data",
+            "size(doc.data) == 0",
+            "type(doc.data) == null_type",
+        ] {
+            let error = holds_of(doc, expression).map_err(|error| error.to_string());
+            let error = error.expect_err(expression);
+            assert!(error.contains("the document's data cannot be read: ") && error.contains(why), "{error}");
+            assert!(!error.contains("function"), "{error}");
+        }
+        let key = KeyExpr::compile("doc.data.sku").unwrap();
+        assert!(with(Some(doc), None, |scope| key.evaluate(scope)).is_err());
+        for expression in ["doc.title == 'T'", "doc.title == 'T' || doc.data.n == 5", "has(doc.data)"] {
+            assert_eq!(holds_of(doc, expression), Ok(true), "{expression}");
+        }
+    }
+}
+
+#[test]
+fn data_is_read_down_to_127_levels() {
+    let deep = format!("{}1{}", "[".repeat(127), "]".repeat(127));
+    assert_eq!(holds_of(&with_data(Some(data::Kind::Json(deep))), "size(doc.data) == 1"), Ok(true));
 }
 
 #[test]

@@ -188,7 +188,7 @@ impl Report<'_> {
             }
             _ if excused(error) => {}
             _ => {
-                self.findings.error(self.tree, &path, message(error));
+                self.findings.error(self.tree, &path, self.message(error));
                 self.take_out(inner);
             }
         }
@@ -225,6 +225,47 @@ impl Report<'_> {
         if let Some(wrong) = self.wrong.as_mut() {
             wrong.push(path);
         }
+    }
+
+    fn message(&self, error: &ValidationError<'_>) -> String {
+        let found = found(error.instance());
+        let expected = match error.kind() {
+            ValidationErrorKind::Type { .. } => {
+                self.kind_of_text(error).unwrap_or_else(|| either(&expected_types([error])))
+            }
+            ValidationErrorKind::Enum { options } => {
+                let options: Vec<_> = options.as_array().into_iter().flatten().map(shown).collect();
+                let hint = match error.instance().as_str() {
+                    Some(text) => nearest(text, options.iter().map(String::as_str)),
+                    None => String::new(),
+                };
+                return format!("found {found}, expected {}{hint}", either(&options));
+            }
+            ValidationErrorKind::Constant { expected_value } => shown(expected_value),
+            ValidationErrorKind::Minimum { limit } => format!("at least {}", bound(limit)),
+            ValidationErrorKind::Maximum { limit } => format!("at most {}", bound(limit)),
+            ValidationErrorKind::ExclusiveMinimum { limit } => format!("more than {}", bound(limit)),
+            ValidationErrorKind::ExclusiveMaximum { limit } => format!("less than {}", bound(limit)),
+            ValidationErrorKind::MinLength { limit: 1 } => "a text that is not empty".to_owned(),
+            ValidationErrorKind::MinLength { limit } => format!("a text of at least {limit} characters"),
+            ValidationErrorKind::MaxLength { limit } => format!("a text of at most {limit} characters"),
+            ValidationErrorKind::MinItems { limit: 1 } => "a list that is not empty".to_owned(),
+            ValidationErrorKind::MinItems { limit } => format!("at least {limit} elements"),
+            ValidationErrorKind::MaxItems { limit } => format!("at most {limit} elements"),
+            ValidationErrorKind::Pattern { pattern } => format!("a text that matches {pattern}"),
+            ValidationErrorKind::Format { format } => format!("a text in the format {format}"),
+            ValidationErrorKind::UniqueItems => "a list without repetitions".to_owned(),
+            _ => return error.to_string(),
+        };
+        format!("found {found}, expected {expected}")
+    }
+
+    /// The title of the text that should be there: what kind of text it is.
+    fn kind_of_text(&self, error: &ValidationError<'_>) -> Option<String> {
+        let keyword = error.schema_path().to_string();
+        let schema = self.schema.pointer(keyword.rsplit_once('/')?.0)?;
+        let title = schema.get("title").filter(|_| schema.get("type").is_some_and(|kind| kind == "string"))?;
+        title.as_str().map(str::to_owned)
     }
 
     /// Names of the fields that the schema knows where an unknown one was found.
@@ -269,37 +310,6 @@ fn path_of(location: &Location) -> Path {
         LocationSegment::Index(index) => Segment::Index(index),
     });
     Path(segments.collect())
-}
-
-fn message(error: &ValidationError<'_>) -> String {
-    let found = found(error.instance());
-    let expected = match error.kind() {
-        ValidationErrorKind::Type { .. } => either(&expected_types([error])),
-        ValidationErrorKind::Enum { options } => {
-            let options: Vec<_> = options.as_array().into_iter().flatten().map(shown).collect();
-            let hint = match error.instance().as_str() {
-                Some(text) => nearest(text, options.iter().map(String::as_str)),
-                None => String::new(),
-            };
-            return format!("found {found}, expected {}{hint}", either(&options));
-        }
-        ValidationErrorKind::Constant { expected_value } => shown(expected_value),
-        ValidationErrorKind::Minimum { limit } => format!("at least {}", bound(limit)),
-        ValidationErrorKind::Maximum { limit } => format!("at most {}", bound(limit)),
-        ValidationErrorKind::ExclusiveMinimum { limit } => format!("more than {}", bound(limit)),
-        ValidationErrorKind::ExclusiveMaximum { limit } => format!("less than {}", bound(limit)),
-        ValidationErrorKind::MinLength { limit: 1 } => "a text that is not empty".to_owned(),
-        ValidationErrorKind::MinLength { limit } => format!("a text of at least {limit} characters"),
-        ValidationErrorKind::MaxLength { limit } => format!("a text of at most {limit} characters"),
-        ValidationErrorKind::MinItems { limit: 1 } => "a list that is not empty".to_owned(),
-        ValidationErrorKind::MinItems { limit } => format!("at least {limit} elements"),
-        ValidationErrorKind::MaxItems { limit } => format!("at most {limit} elements"),
-        ValidationErrorKind::Pattern { pattern } => format!("a text that matches {pattern}"),
-        ValidationErrorKind::Format { format } => format!("a text in the format {format}"),
-        ValidationErrorKind::UniqueItems => "a list without repetitions".to_owned(),
-        _ => return error.to_string(),
-    };
-    format!("found {found}, expected {expected}")
 }
 
 fn expected_types<'e>(errors: impl IntoIterator<Item = &'e ValidationError<'e>>) -> Vec<String> {

@@ -262,6 +262,9 @@ fn settings_say_what_is_wrong_with_them() {
     let all: Vec<_> = [
         "timeout: 0s",
         "timeout: 60",
+        "retries: {initial: 1, max: 30}",
+        "batch: {wait: [1]}",
+        "stop_at_failure_rate: 20",
         "claim_threshold: 8 mib",
         "claim_threshold: -1",
         "concurrency: 0",
@@ -353,6 +356,45 @@ steps:
     };
     insta::assert_snapshot!(errors(&text("")));
     assert!(read(&text(", max_hops: 10")).is_ok());
+    for (output, at) in [
+        ("outputs: [{to: out}, {topic: any.p.a}]", "steps[0].outputs[1].topic: "),
+        ("output_kafka_topics: [t, {topic: any.p.a}]", "steps[0].output_kafka_topics[1].topic: "),
+        ("output_kafka_topics: [t, any.p.a]", "steps[0].output_kafka_topics[1]: "),
+    ] {
+        let text = format!(
+            "pipeline: p
+steps:
+- {{name: a, type: PIPELINE, module: parser, input_kafka_topic: any.p.a, {output}}}
+- {{name: out, type: SINK, module: writer}}
+"
+        );
+        let errors = errors(&text);
+        assert!(errors.contains("for ever: a → a") && errors.contains(at), "{errors}");
+    }
+}
+
+#[test]
+fn dead_letters_go_round_no_circle() {
+    let text = |a: &str, b: &str| {
+        format!(
+            "pipeline: p
+steps:
+- {{name: in, type: CONNECTOR, module: reader, config: {{folder: x}}, outputs: [{{to: a}}]}}
+- {{name: a, type: PIPELINE, module: parser, max_hops: 5, input_kafka_topic: {a}, outputs: [{{to: out}}]}}
+- {{name: b, type: PIPELINE, module: parser, input_kafka_topic: {b}, outputs: [{{to: out}}]}}
+- {{name: out, type: SINK, module: writer}}
+"
+        )
+    };
+    let all = [
+        text("{topic: local.p.a.dlq}", "other"),
+        text("[one, any.p.a.dlq]", "other"),
+        text("[{pattern: '.*dlq'}, local.p.b.dlq]", "[{topic: local.p.a.dlq, format: RAW}]"),
+    ]
+    .map(|text| errors(&text));
+    insta::assert_snapshot!(all.join("\n"));
+    assert!(read(&text("{pattern: '.*'}", "local.p.a.dlq")).is_ok(), "others' dead letters may be read");
+    assert!(read(&text("local.other.a.dlq", "local.p.in.dlq")).is_ok(), "other pipelines' as well");
 }
 
 #[test]

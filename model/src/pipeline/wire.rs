@@ -12,6 +12,10 @@ use serde::Deserialize;
 use super::TopicPolicy;
 use crate::step::{Delivery, Format, Hydration, OnExhausted, Ordering, StepType};
 
+/// Titles of texts say what kind of text it is, in the words of mistakes.
+const DURATION: &str = "a duration such as `30s`";
+const RATE: &str = "a rate such as `20% of the last 500`";
+
 /// A pipeline: a graph of steps, each of which names a module, its configuration
 /// and where its results go. Texts may hold variables (`${in}`), and secrets
 /// (`${env:NAME}`, `${file:PATH}`) that are expanded where the module runs.
@@ -93,11 +97,14 @@ pub(super) struct Settings {
     /// Share of failed deliveries at which the step stands still, as
     /// `20% of the last 500`, before a bad version empties a topic into the dead
     /// letters. Default: never.
+    #[schemars(extend("title" = RATE))]
     pub stop_at_failure_rate: Option<String>,
     /// Longest time of one attempt, as a duration (`60s`). Default `60s`.
+    #[schemars(extend("title" = DURATION))]
     pub timeout: Option<String>,
     /// How long open deliveries may finish when their partition moves to another
     /// instance, as a duration. Default `5s`.
+    #[schemars(extend("title" = DURATION))]
     pub revoke_grace: Option<String>,
     /// How many steps a document may go through; one more is a permanent error.
     /// Every cycle needs a step that says it. Default: no bound.
@@ -226,6 +233,7 @@ pub(super) struct Batch {
     /// Encoded documents together at most: bytes, or a size. Default `4MiB`.
     pub bytes: Option<Size>,
     /// How long to wait for a full batch, as a duration. Default `100ms`.
+    #[schemars(extend("title" = DURATION))]
     pub wait: Option<String>,
 }
 
@@ -237,8 +245,10 @@ pub(super) struct Retries {
     #[schemars(range(min = 1, max = 1_000_000))]
     pub attempts: Option<u32>,
     /// Wait before the second attempt, as a duration. Default `200ms`.
+    #[schemars(extend("title" = DURATION))]
     pub initial: Option<String>,
     /// Longest wait, as a duration. Default `30s`.
+    #[schemars(extend("title" = DURATION))]
     pub max: Option<String>,
     /// By how much each wait is longer than the one before. Default 2.
     #[schemars(range(min = 1.0, max = 1_000.0))]

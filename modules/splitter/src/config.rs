@@ -1,5 +1,6 @@
 //! The step's configuration, and what makes it impossible.
 
+use pipedoc_sdk::prelude::Step;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
@@ -76,6 +77,16 @@ pub enum Problem {
     /// An output without a name.
     #[error("`rules[{0}].output` is empty; name an output, or leave it out")]
     NoOutput(usize),
+    /// An output that the step does not have.
+    #[error("`{at}` is {found:?}, and the step has {}; correct the name, or give an output `name: {found}`", named(.outputs))]
+    UnknownOutput {
+        /// The setting.
+        at: String,
+        /// What was found.
+        found: String,
+        /// Names of the step's outputs.
+        outputs: Vec<String>,
+    },
     /// The same parts twice.
     #[error("`rules[{rule}]` is the same as `rules[{first}]`; remove one of them")]
     Twice {
@@ -95,6 +106,29 @@ impl Config {
     /// # Errors
     /// Everything that is wrong with it.
     pub fn checked(self) -> Result<Self, Problems> {
+        let problems = self.problems();
+        if problems.is_empty() { Ok(self) } else { Err(Problems(problems)) }
+    }
+
+    /// The configuration, if it is possible for this step.
+    ///
+    /// # Errors
+    /// Everything that is wrong with it, outputs that the step does not have among it.
+    pub fn checked_for(self, step: &Step) -> Result<Self, Problems> {
+        let mut problems = self.problems();
+        let rules = self.rules.iter().enumerate();
+        let of_rules = rules.filter_map(|(n, rule)| Some((format!("rules[{n}].output"), rule.output.as_ref()?)));
+        for (at, found) in of_rules.chain(self.whole.iter().map(|name| ("whole".to_owned(), name))) {
+            // An empty one has its own words.
+            if !found.is_empty() && !step.has_output(found) {
+                let outputs = step.outputs().unwrap_or_default().to_vec();
+                problems.push(Problem::UnknownOutput { at, found: found.clone(), outputs });
+            }
+        }
+        if problems.is_empty() { Ok(self) } else { Err(Problems(problems)) }
+    }
+
+    fn problems(&self) -> Vec<Problem> {
         let mut problems = Vec::new();
         if self.rules.is_empty() {
             problems.push(Problem::NoRules);
@@ -117,7 +151,18 @@ impl Config {
         if self.whole.as_ref().is_some_and(String::is_empty) {
             problems.push(Problem::NoWhole);
         }
-        if problems.is_empty() { Ok(self) } else { Err(Problems(problems)) }
+        problems
+    }
+}
+
+fn named(outputs: &[String]) -> String {
+    match outputs {
+        [] => "no outputs".to_owned(),
+        [only] => format!("only the output {only:?}"),
+        [first @ .., last] => {
+            let first: Vec<_> = first.iter().map(|name| format!("{name:?}")).collect();
+            format!("the outputs {} and {last:?}", first.join(", "))
+        }
     }
 }
 

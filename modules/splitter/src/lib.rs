@@ -44,8 +44,8 @@ impl Module for Splitter {
     const DESCRIPTION: &'static str =
         "Breaks a document into parts: elements of an array, pages, chunks, attachments, parts of a mail.";
 
-    async fn open(config: Config, _step: &Step) -> Result<Self> {
-        Ok(Self { config: Arc::new(config.checked().permanent()?) })
+    async fn open(config: Config, step: &Step) -> Result<Self> {
+        Ok(Self { config: Arc::new(config.checked_for(step).permanent()?) })
     }
 
     async fn process(&self, doc: PipeDoc, _step: &Step) -> Result<Output> {

@@ -241,3 +241,24 @@ async fn a_configuration_is_refused_with_every_reason() {
     let none: Config = serde_json::from_value(json!({"rules": []})).unwrap();
     assert_eq!(none.checked().unwrap_err().to_string(), "`rules` is empty; it needs at least one rule");
 }
+
+#[tokio::test]
+async fn outputs_that_the_step_does_not_have_are_named_when_it_opens() {
+    let (step, _stop) = testing::step(StepType::Pipeline, std::path::Path::new("unused"));
+    let config = |rule: &str, whole: &str| -> Config {
+        let rules = json!([{"by": "CHUNKS"}, {"by": "PAGES", "output": rule}]);
+        serde_json::from_value(json!({"rules": rules, "whole": whole})).unwrap()
+    };
+    let step = step.with_outputs(&["pages", "lines", "all"]);
+    assert!(Splitter::open(config("pages", "all"), &step).await.is_ok());
+    let error = Splitter::open(config("pagez", "everything"), &step).await.err().unwrap();
+    assert!(!error.is_retryable());
+    for reason in [
+        "`rules[1].output` is \"pagez\", and the step has the outputs \"pages\", \"lines\" and \"all\"",
+        "`whole` is \"everything\", and the step has the outputs",
+    ] {
+        assert!(error.to_string().contains(reason), "{reason} is not in {error}");
+    }
+    let error = Splitter::open(config("pages", "all"), &step.with_outputs(&[])).await.err().unwrap();
+    assert!(error.to_string().contains("`whole` is \"all\", and the step has no outputs"), "{error}");
+}

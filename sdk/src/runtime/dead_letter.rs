@@ -1,13 +1,17 @@
 //! Makes the dead letter of a record: value, key and foreign headers byte for
-//! byte, and the reason beside them.
+//! byte, and the reason beside them. One that is too large for its topic even without
+//! its value cannot be made: whoever asked for it says what becomes of the record.
 //!
 //! Knows nothing of when one is due.
 
+use std::fmt::Display;
+
 use bytes::Bytes;
 use pipedoc_model::headers::{self, Headers};
+use pipedoc_model::names::Topic;
 use pipedoc_model::step::Format;
 use pipedoc_proto::PipeDoc;
-use pipedoc_transport::log::{OutgoingRecord, Record, TopicPartition};
+use pipedoc_transport::log::{self, OutgoingRecord, Record, TopicPartition};
 use pipedoc_transport::size;
 
 use super::format::{self, Identity};
@@ -19,8 +23,12 @@ use crate::error::{Error, Result};
 const MESSAGE_BYTES: usize = 16 << 10;
 /// And to so many where it would not fit.
 const SHORT_MESSAGE_BYTES: usize = 256;
+/// A name that is shown is cut to so many.
+const NAME_BYTES: usize = 256;
 /// Says that something was cut away.
 const CUT: &str = " […]";
+/// Kind of the error that no dead letter can be written.
+const UNWRITABLE: &str = "dead-letter-too-large";
 
 /// Why a record is given up on.
 #[derive(Debug, Clone)]
@@ -42,6 +50,9 @@ impl Reason {
 
 /// The dead letter of a record. One that is too large for its topic has its
 /// reason cut first; then its value becomes a claim.
+///
+/// # Errors
+/// [`is_unwritable`], when it is too large even so; others may pass.
 pub(crate) async fn of_record(
     shop: &Workshop,
     record: &Record,
@@ -59,7 +70,8 @@ pub(crate) async fn of_record(
             base.set(headers::DOCUMENT_ID, id);
         }
     }
-    of_parts(shop, record.key.clone(), record.value.clone(), base, reason).await
+    let who = format!("{source}@{}", record.offset);
+    of_parts(shop, &who, record.key.clone(), record.value.clone(), base, reason).await
 }
 
 /// The dead letter of a document that a connector could not read: a tombstone
@@ -70,7 +82,7 @@ pub(crate) async fn of_unreadable(shop: &Workshop, id: &str, version: i64, reaso
     let key = Bytes::copy_from_slice(id.as_bytes());
     let stub = PipeDoc { id: id.to_owned(), version, ..PipeDoc::default() };
     let value = Bytes::from(prost::Message::encode_to_vec(&stub));
-    of_parts(shop, Some(key), Some(value), base, reason).await
+    of_parts(shop, &format!("document {}", name(id)), Some(key), Some(value), base, reason).await
 }
 
 /// The dead letter of a document that a connector gave and that cannot be sent.
@@ -79,11 +91,39 @@ pub(crate) async fn of_document(shop: &Workshop, doc: &PipeDoc, reason: &Reason)
     hop::set_identity(&mut base, &doc.id, doc.version);
     let key = Bytes::copy_from_slice(doc.id.as_bytes());
     let value = Bytes::from(prost::Message::encode_to_vec(doc));
-    of_parts(shop, Some(key), Some(value), base, reason).await
+    of_parts(shop, &format!("document {}", name(&doc.id)), Some(key), Some(value), base, reason).await
+}
+
+/// Whether an error says that a dead letter can never be written while its topic takes
+/// no more.
+pub(crate) fn is_unwritable(error: &Error) -> bool {
+    error.kind() == UNWRITABLE
+}
+
+/// What is said where the log refuses a dead letter for its size: of what it was, and
+/// what was wrong with that at first. None for any other error.
+pub(crate) fn unwritable(who: impl Display, error: &log::Error, reason: &Reason) -> Option<Error> {
+    let log::Error::RecordTooLarge { topic, .. } = error else { return None };
+    Some(cannot_be_written(who, topic, error, reason))
+}
+
+fn cannot_be_written(who: impl Display, topic: &Topic, why: impl Display, reason: &Reason) -> Error {
+    let at_first = cut(&reason.message, MESSAGE_BYTES);
+    Error::permanent(format!(
+        "{who} cannot become a dead letter: {why}; raise max.message.bytes of {topic}, or set `on_exhausted: SKIP`, \
+         then resume the step. It was given up on for this: {at_first}"
+    ))
+    .with_kind(UNWRITABLE)
+}
+
+/// A name that may be of any length, as it is shown.
+pub(crate) fn name(text: &str) -> String {
+    cut(text, NAME_BYTES)
 }
 
 async fn of_parts(
     shop: &Workshop,
+    who: &str,
     key: Option<Bytes>,
     value: Option<Bytes>,
     base: Headers,
@@ -100,7 +140,9 @@ async fn of_parts(
             return Ok(letter);
         }
     }
-    if let Some(value) = letter.value.take() {
+    let value = letter.value.take();
+    check_bare(shop, who, &letter, limit, reason).await?;
+    if let Some(value) = value {
         let id = base.get_str(headers::DOCUMENT_ID).map(str::to_owned);
         let id = id.or_else(|| letter.key.as_ref().map(|key| String::from_utf8_lossy(key).into_owned()));
         let version = base.get_i64(headers::VERSION).unwrap_or(0);
@@ -108,8 +150,26 @@ async fn of_parts(
         let (value, claim) = shop.claims.shelve(value, stub).await?;
         letter.value = Some(value);
         letter.headers.append(headers::CLAIM, Some(claim.into()));
+        check_bare(shop, who, &letter, limit, reason).await?;
     }
     Ok(letter)
+}
+
+/// Refuses a dead letter that is too large though its value is none of its own.
+async fn check_bare(shop: &Workshop, who: &str, letter: &OutgoingRecord, limit: usize, reason: &Reason) -> Result<()> {
+    let above = |limit| size::above(limit, letter.key.as_deref(), letter.value.as_deref(), &letter.headers);
+    if above(limit).is_none() {
+        return Ok(());
+    }
+    // What was known may be old: the limit was raised for this very letter, perhaps.
+    // Of a topic that is not there, the log speaks when it is written.
+    let Some(limit) = shop.topics.limit_now(&letter.topic).await? else { return Ok(()) };
+    let Some(size) = above(limit) else { return Ok(()) };
+    // When it is tried again, that may have changed.
+    shop.topics.forget(&letter.topic);
+    let topic = &letter.topic;
+    let why = format!("its key and headers alone have {size} bytes, and {topic} takes {limit}");
+    Err(cannot_be_written(who, topic, why, reason))
 }
 
 fn explain(target: &mut Headers, reason: &Reason, step: &str, bytes: usize) {

@@ -3,7 +3,9 @@
 //! Pure. The stages and what leads from one to the other are drawn in
 //! [`crate::runtime`].
 
+use std::cmp::Ordering;
 use std::collections::BTreeSet;
+use std::collections::hash_map::Entry;
 use std::sync::Arc;
 
 use pipedoc_transport::log::{OutgoingRecord, Record, TopicPartition};
@@ -12,6 +14,7 @@ use tokio::task::AbortHandle;
 
 use super::dead_letter::Reason;
 use super::lanes::{DeliveryId, LaneId};
+use super::ring::Ring;
 use super::work::About;
 
 /// Something from the log that is being worked on, its fate still open.
@@ -44,7 +47,7 @@ pub(crate) enum Stage {
     /// and may still be refused.
     Buried { letter: Box<OutgoingRecord>, about: About, reason: Reason },
     /// Its outputs are on their way; its lane goes on. `left`: some leave the pipeline.
-    Sending { about: About, sent: usize, left: bool, partial: Option<String> },
+    Sending { about: About, sent: usize, left: bool, partial: Option<Box<str>> },
     /// Its dead letter is on its way.
     SendingDeadLetter { about: About, reason: Reason },
 }
@@ -69,16 +72,54 @@ impl Delivery {
 /// The open deliveries of a step, and what still runs of those dropped.
 #[derive(Debug, Default)]
 pub(crate) struct Deliveries {
-    open: FxHashMap<DeliveryId, Delivery>,
+    open: Ring<Delivery>,
     /// Dropped while at work: they keep their lanes until their tasks have ended,
     /// so that no key is ever at work twice.
     ghosts: FxHashMap<DeliveryId, LaneId>,
     /// By lane: those whose outputs are on their way, and those refused since whose
     /// dead letters are not.
-    on_their_way: FxHashMap<LaneId, BTreeSet<DeliveryId>>,
+    on_their_way: FxHashMap<LaneId, Underway>,
     /// By lane: those whose dead letters wait for their predecessors.
     held: FxHashMap<LaneId, BTreeSet<DeliveryId>>,
     next: DeliveryId,
+}
+
+/// The deliveries of a lane that are on their way: at least one, mostly one alone.
+#[derive(Debug)]
+struct Underway {
+    first: DeliveryId,
+    others: BTreeSet<DeliveryId>,
+}
+
+impl Underway {
+    fn insert(&mut self, id: DeliveryId) {
+        match id.cmp(&self.first) {
+            Ordering::Equal => {}
+            Ordering::Greater => {
+                self.others.insert(id);
+            }
+            Ordering::Less => {
+                self.others.insert(std::mem::replace(&mut self.first, id));
+            }
+        }
+    }
+
+    /// Takes one out; says whether anything is left.
+    fn remove(&mut self, id: DeliveryId) -> bool {
+        if id != self.first {
+            self.others.remove(&id);
+            return true;
+        }
+        let next = self.others.pop_first();
+        self.first = next.unwrap_or(id);
+        next.is_some()
+    }
+
+    /// Keeps what it is told to; says whether anything is left.
+    fn retain(&mut self, keeps: impl Fn(DeliveryId) -> bool) -> bool {
+        self.others.retain(|id| keeps(*id));
+        keeps(self.first) || self.remove(self.first)
+    }
 }
 
 impl Drop for Deliveries {
@@ -104,19 +145,19 @@ impl Deliveries {
     }
 
     pub(crate) fn get(&self, id: DeliveryId) -> Option<&Delivery> {
-        self.open.get(&id)
+        self.open.get(id)
     }
 
     pub(crate) fn get_mut(&mut self, id: DeliveryId) -> Option<&mut Delivery> {
-        self.open.get_mut(&id)
+        self.open.get_mut(id)
     }
 
     pub(crate) fn remove(&mut self, id: DeliveryId) -> Option<Delivery> {
-        self.open.remove(&id)
+        self.open.remove(id)
     }
 
     pub(crate) fn contains(&self, id: DeliveryId) -> bool {
-        self.open.contains_key(&id)
+        self.open.contains(id)
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -134,7 +175,7 @@ impl Deliveries {
 
     /// Whether it is open, or dropped and still runs: its lane must know it.
     pub(crate) fn has_lane(&self, id: DeliveryId) -> bool {
-        self.open.contains_key(&id) || self.ghosts.contains_key(&id)
+        self.open.contains(id) || self.ghosts.contains_key(&id)
     }
 
     /// The task of a dropped delivery has ended: its lane.
@@ -145,22 +186,26 @@ impl Deliveries {
     /// Whether an earlier delivery of its lane is on its way, or on its way to the
     /// dead letters: whatever of this lane is given up on must follow it.
     pub(crate) fn follows(&self, id: DeliveryId) -> bool {
-        let Some(delivery) = self.open.get(&id) else { return false };
-        self.on_their_way.get(&delivery.lane).and_then(|ids| ids.first()).is_some_and(|first| *first < id)
+        let Some(delivery) = self.open.get(id) else { return false };
+        self.on_their_way.get(&delivery.lane).is_some_and(|underway| underway.first < id)
     }
 
     /// A delivery's outputs are on their way.
     pub(crate) fn sent(&mut self, lane: LaneId, id: DeliveryId) {
-        self.on_their_way.entry(lane).or_default().insert(id);
+        match self.on_their_way.entry(lane) {
+            Entry::Vacant(entry) => {
+                entry.insert(Underway { first: id, others: BTreeSet::new() });
+            }
+            Entry::Occupied(mut entry) => entry.get_mut().insert(id),
+        }
     }
 
     /// Its outputs were acknowledged, or its dead letter follows its predecessors'.
     pub(crate) fn arrived(&mut self, lane: LaneId, id: DeliveryId) {
-        if let Some(ids) = self.on_their_way.get_mut(&lane) {
-            ids.remove(&id);
-            if ids.is_empty() {
-                self.on_their_way.remove(&lane);
-            }
+        if let Entry::Occupied(mut entry) = self.on_their_way.entry(lane)
+            && !entry.get_mut().remove(id)
+        {
+            entry.remove();
         }
     }
 
@@ -199,17 +244,16 @@ impl Deliveries {
             }
             if let Some(task) = delivery.stage.task() {
                 task.abort();
-                ghosts.insert(*id, delivery.lane);
+                ghosts.insert(id, delivery.lane);
             }
             false
         });
         let open = &self.open;
-        for ids in [&mut self.on_their_way, &mut self.held] {
-            ids.retain(|_, ids| {
-                ids.retain(|id| open.contains_key(id));
-                !ids.is_empty()
-            });
-        }
+        self.on_their_way.retain(|_, underway| underway.retain(|id| open.contains(id)));
+        self.held.retain(|_, ids| {
+            ids.retain(|id| open.contains(*id));
+            !ids.is_empty()
+        });
     }
 
     /// Highest offset of a partition on which work has begun.

@@ -4,8 +4,6 @@
 //! blob. What a record is, its topic says, or a header that a dead letter has brought
 //! with it. Knows no claims, and no outputs.
 
-use std::collections::HashMap;
-
 use bytes::Bytes;
 use pipedoc_model::claim;
 use pipedoc_model::headers;
@@ -14,6 +12,7 @@ use pipedoc_model::step::{Format, InputSource, StepPlan};
 use pipedoc_proto::PipeDoc;
 use pipedoc_proto::v1::{Blob, Data, blob, data};
 use pipedoc_transport::log::{Record, TopicPartition};
+use rustc_hash::FxHashMap;
 use serde::de::IgnoredAny;
 
 use super::hop;
@@ -22,7 +21,7 @@ use crate::error::{Error, Result, ResultExt};
 /// What a step's topics hold.
 #[derive(Debug, Default)]
 pub(crate) struct Formats {
-    named: HashMap<Topic, Format>,
+    named: FxHashMap<Topic, Format>,
     patterns: Vec<(regex::Regex, Format)>,
 }
 

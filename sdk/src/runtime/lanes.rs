@@ -6,6 +6,7 @@
 //! is in it.
 
 use std::cmp::Reverse;
+use std::collections::hash_map::{Entry, OccupiedEntry};
 use std::collections::{BinaryHeap, VecDeque};
 use std::hash::{BuildHasher, RandomState};
 
@@ -47,13 +48,20 @@ pub(crate) struct Lanes {
 
 #[derive(Debug, Default)]
 struct Lane {
-    queue: VecDeque<DeliveryId>,
+    queue: Queue,
     /// How many at the head of the queue are at work.
     taken: usize,
     /// Until when the head waits.
     until: Option<Instant>,
     /// Whether it stands in `ready`.
     ready: bool,
+}
+
+/// Deliveries in order. Most lanes hold one, which needs no memory of its own.
+#[derive(Debug, Default)]
+struct Queue {
+    head: Option<DeliveryId>,
+    rest: VecDeque<DeliveryId>,
 }
 
 impl Lanes {
@@ -76,8 +84,11 @@ impl Lanes {
 
     /// Puts a delivery at the end of a lane.
     pub(crate) fn push(&mut self, lane: LaneId, delivery: DeliveryId) {
-        self.lanes.entry(lane).or_default().queue.push_back(delivery);
-        self.refresh(lane);
+        let state = self.lanes.entry(lane).or_default();
+        state.queue.push(delivery);
+        if state.becomes_ready() {
+            self.ready.push_back(lane);
+        }
     }
 
     /// The next delivery whose turn it is, if there is room for it; it is at work
@@ -88,7 +99,7 @@ impl Lanes {
         }
         let lane = self.next_ready()?;
         let state = self.lanes.get_mut(&lane)?;
-        let delivery = *state.queue.front()?;
+        let delivery = state.queue.get(0)?;
         state.taken = 1;
         self.working += 1;
         Some(delivery)
@@ -106,14 +117,14 @@ impl Lanes {
             let Some(lane) = self.next_ready() else { break };
             let Some(state) = self.lanes.get_mut(&lane) else { continue };
             while let Some(delivery) = state.queue.get(state.taken) {
-                if batch.len() == max || !fits(*delivery) {
+                if batch.len() == max || !fits(delivery) {
                     if state.taken == 0 {
                         state.ready = true;
                         self.ready.push_front(lane);
                     }
                     break 'lanes;
                 }
-                batch.push(*delivery);
+                batch.push(delivery);
                 state.taken += 1;
             }
         }
@@ -141,18 +152,19 @@ impl Lanes {
 
     /// A delivery at work leaves its lane, which goes on.
     pub(crate) fn leave(&mut self, lane: LaneId, delivery: DeliveryId) {
-        let Some(state) = self.lanes.get_mut(&lane) else { return };
-        if let Some(at) = state.queue.iter().take(state.taken).position(|other| *other == delivery) {
+        let Entry::Occupied(mut entry) = self.lanes.entry(lane) else { return };
+        let state = entry.get_mut();
+        if let Some(at) = state.place_of(delivery) {
             state.queue.remove(at);
             state.taken -= 1;
         }
-        self.refresh(lane);
+        tidy(entry, &mut self.ready);
     }
 
     /// A delivery at work goes back to waiting at its place, for a while or not.
     pub(crate) fn wait(&mut self, lane: LaneId, delivery: DeliveryId, until: Option<Instant>) {
         let Some(state) = self.lanes.get_mut(&lane) else { return };
-        if let Some(at) = state.queue.iter().take(state.taken).position(|other| *other == delivery) {
+        if let Some(at) = state.place_of(delivery) {
             // Results of one batch are taken in its order: what stands before it has
             // left, or becomes a dead letter and stays at work until that is made.
             debug_assert!(at == 0 || until.is_none(), "only the head waits out a backoff");
@@ -171,15 +183,15 @@ impl Lanes {
         let all: Vec<LaneId> = self.lanes.keys().copied().collect();
         for lane in all {
             if let Some(state) = self.lanes.get_mut(&lane) {
-                let (taken, head) = (state.taken, state.queue.front().copied());
+                let (taken, head) = (state.taken, state.queue.get(0));
                 let mut at = 0;
                 state.queue.retain(|delivery| {
                     at += 1;
-                    let stays = !gone(*delivery);
+                    let stays = !gone(delivery);
                     state.taken -= usize::from(at <= taken && !stays);
                     stays
                 });
-                if state.queue.front().copied() != head {
+                if state.queue.get(0) != head {
                     // The backoff was that delivery's own.
                     state.until = None;
                 }
@@ -235,19 +247,73 @@ impl Lanes {
 
     /// Puts a lane into `ready` when its head may start, and removes an empty one.
     fn refresh(&mut self, lane: LaneId) {
-        let Some(state) = self.lanes.get_mut(&lane) else { return };
-        if state.queue.is_empty() {
-            self.lanes.remove(&lane);
-        } else if state.may_start() && !state.ready {
-            state.ready = true;
-            self.ready.push_back(lane);
+        if let Entry::Occupied(entry) = self.lanes.entry(lane) {
+            tidy(entry, &mut self.ready);
         }
+    }
+}
+
+fn tidy(mut entry: OccupiedEntry<'_, LaneId, Lane>, ready: &mut VecDeque<LaneId>) {
+    if entry.get().queue.is_empty() {
+        entry.remove();
+    } else if entry.get_mut().becomes_ready() {
+        ready.push_back(*entry.key());
     }
 }
 
 impl Lane {
     fn may_start(&self) -> bool {
         self.taken == 0 && self.until.is_none() && !self.queue.is_empty()
+    }
+
+    /// Whether it is to be put into `ready`, where it is from now on.
+    fn becomes_ready(&mut self) -> bool {
+        self.may_start() && !std::mem::replace(&mut self.ready, true)
+    }
+
+    /// Where a delivery stands that is at work.
+    fn place_of(&self, delivery: DeliveryId) -> Option<usize> {
+        (0..self.taken).find(|at| self.queue.get(*at) == Some(delivery))
+    }
+}
+
+impl Queue {
+    fn push(&mut self, delivery: DeliveryId) {
+        match self.head {
+            None => self.head = Some(delivery),
+            Some(_) => self.rest.push_back(delivery),
+        }
+    }
+
+    fn get(&self, at: usize) -> Option<DeliveryId> {
+        match at.checked_sub(1) {
+            None => self.head,
+            Some(at) => self.rest.get(at).copied(),
+        }
+    }
+
+    fn remove(&mut self, at: usize) {
+        match at.checked_sub(1) {
+            None => self.head = self.rest.pop_front(),
+            Some(at) => {
+                self.rest.remove(at);
+            }
+        }
+    }
+
+    /// Keeps what it is told to; asks in order.
+    fn retain(&mut self, mut keeps: impl FnMut(DeliveryId) -> bool) {
+        let head = self.head.filter(|head| keeps(*head));
+        self.rest.retain(|delivery| keeps(*delivery));
+        self.head = head.or_else(|| self.rest.pop_front());
+    }
+
+    fn len(&self) -> usize {
+        usize::from(self.head.is_some()) + self.rest.len()
+    }
+
+    fn is_empty(&self) -> bool {
+        self.head.is_none()
     }
 }
 

@@ -61,6 +61,7 @@ mod pump;
 pub(crate) mod records;
 mod results;
 mod retry;
+mod ring;
 mod route;
 pub(crate) mod status;
 pub(crate) mod step;

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pipedoc_transport::log::{AssignedPartition, TopicPartition};
+use rustc_hash::FxHashMap;
 use tokio::time::Instant;
 
 use super::exact::Row;
@@ -106,7 +107,7 @@ pub(crate) struct Partition {
 /// All partitions owned.
 #[derive(Debug, Default)]
 pub(crate) struct Partitions {
-    owned: HashMap<TopicPartition, Partition>,
+    owned: FxHashMap<TopicPartition, Partition>,
     next_number: u64,
     bounds: Bounds,
     /// Which of the bounds are used up.

@@ -89,7 +89,8 @@ pub struct PausedPartition {
 /// Why a partition stands still.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PauseReason {
-    /// A record of it was given up on (`on_exhausted: PAUSE`).
+    /// A record of it was given up on (`on_exhausted: PAUSE`, or too large for its dead
+    /// letter topic).
     Exhausted,
     /// Too many deliveries of the step failed (`stop_at_failure_rate`).
     FailureRate,

@@ -250,8 +250,7 @@ async fn live(
     let stopping = CancellationToken::new();
     let _stops_with_us = stopping.clone().drop_guard();
     let data = around.data.join("steps").join(plan.id.pipeline.as_str()).join(plan.id.step.as_str());
-    let step = Step::new(plan.cluster.clone(), plan.id.clone(), plan.step_type, data, stopping.clone());
-    let step = step.hearing(around.events.clone());
+    let step = Step::planned(plan, data, stopping.clone()).hearing(around.events.clone());
     board.set_state(StepState::Starting);
     let (program, secrets) = match open(around, plan, &step, board, &mut orders).await {
         Some(Ok(opened)) => opened,

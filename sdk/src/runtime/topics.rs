@@ -47,6 +47,20 @@ impl Topics {
         limit_of(self.get(topic).await.ok().flatten().as_deref())
     }
 
+    /// The same, asked of the log anew; `None` when the topic does not exist.
+    ///
+    /// # Errors
+    /// When the log cannot tell.
+    pub(crate) async fn limit_now(&self, topic: &Topic) -> log::Result<Option<usize>> {
+        self.forget(topic);
+        Ok(self.get(topic).await?.map(|info| limit_of(Some(info.as_ref()))))
+    }
+
+    /// What is known of a topic is not trusted any more: it is asked for anew.
+    pub(crate) fn forget(&self, topic: &Topic) {
+        self.known.lock().remove(topic);
+    }
+
     /// Checks a record before it is sent. `info` is what is known of its topic.
     ///
     /// # Errors

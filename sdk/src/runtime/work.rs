@@ -403,14 +403,14 @@ impl Workshop {
     }
 
     fn check_hops(&self, record: &Record) -> Result<()> {
+        let Some(max) = self.plan.max_hops else { return Ok(()) };
         let hops = hop::hops(record);
-        match self.plan.max_hops {
-            Some(max) if hops > i64::from(max) => {
-                Err(Error::permanent(format!("the record has made {hops} steps; max_hops is {max}"))
-                    .with_kind("max-hops"))
-            }
-            _ => Ok(()),
+        if hops > i64::from(max) {
+            return Err(
+                Error::permanent(format!("the record has made {hops} steps; max_hops is {max}")).with_kind("max-hops")
+            );
         }
+        Ok(())
     }
 }
 

@@ -42,7 +42,7 @@ pub struct Actor {
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Nothing {
-    /// Fails `open` so: `retry` or `bad`.
+    /// Fails `open` so: `retry`, `bad`, or `output:NAME` where there is no such output.
     #[serde(default)]
     open: Option<String>,
 }
@@ -101,9 +101,12 @@ impl Module for Actor {
     const NAME: &'static str = "actor";
     const STEP_TYPES: &'static [StepType] = &[StepType::Pipeline, StepType::Sink];
 
-    async fn open(config: Nothing, _: &Step) -> Result<Self> {
+    async fn open(config: Nothing, step: &Step) -> Result<Self> {
         match config.open.as_deref() {
             Some("bad") => Err(Error::permanent("never opens")),
+            Some(name) if name.starts_with("output:") && !step.has_output(&name[7..]) => {
+                Err(Error::permanent(format!("no output {}, but {:?}", &name[7..], step.outputs())))
+            }
             Some("retry") => Err(Error::retryable("not open yet")),
             _ => Ok(Self { attempts: Mutex::default(), at_work: Mutex::default() }),
         }

@@ -1,8 +1,9 @@
 //! The store of one machine: a watched folder of pipeline files, and one SQLite
-//! file for all the rest, shared by any number of processes.
+//! file for all the rest, shared by any number of processes, of which one leads.
 //!
 //! Knows files and keys; knows nothing of what the values mean.
 
+mod campaign;
 mod database;
 mod files;
 mod watcher;
@@ -11,13 +12,16 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use parking_lot::Mutex;
 use pipedoc_model::names::ClusterName;
 use tokio::sync::watch;
+use tokio_util::task::AbortOnDropHandle;
 
+use self::campaign::Campaign;
 pub use self::database::APPLICATION_ID;
 use self::database::Database;
 use self::watcher::Watcher;
-use super::{Error, Expected, InboxEntry, Key, Lease, Result, Store, Value, Version};
+use super::{Candidate, Error, Expected, InboxEntry, Key, Leadership, Lease, Result, Store, Value, Version};
 
 /// The store of one machine.
 pub struct FolderStore {
@@ -26,6 +30,8 @@ pub struct FolderStore {
     cluster: ClusterName,
     database: Arc<Database>,
     watcher: Watcher,
+    may_lead: watch::Sender<bool>,
+    campaign: Mutex<Option<AbortOnDropHandle<()>>>,
 }
 
 impl FolderStore {
@@ -39,7 +45,8 @@ impl FolderStore {
         let file = data.join("control.db");
         let database = blocking(move || Database::open(&file)).await?;
         let watcher = Watcher::start(folder.clone(), database.bell().to_owned());
-        Ok(Self { folder, cluster, database: Arc::new(database), watcher })
+        let database = Arc::new(database);
+        Ok(Self { folder, cluster, database, watcher, may_lead: watch::Sender::new(true), campaign: Mutex::default() })
     }
 
     fn full(&self, key: &Key) -> Key {
@@ -101,6 +108,25 @@ impl Store for FolderStore {
 
     fn changes(&self) -> watch::Receiver<u64> {
         self.watcher.subscribe()
+    }
+
+    fn campaign(&self, candidate: Candidate) -> watch::Receiver<Leadership> {
+        let lock = self.database.path().with_file_name(format!("leader-{}.lock", self.cluster));
+        let (leadership, running) = Campaign { lock, candidate, may_lead: self.may_lead.subscribe() }.start();
+        *self.campaign.lock() = Some(AbortOnDropHandle::new(tokio::spawn(running)));
+        leadership
+    }
+
+    fn may_lead(&self, may: bool) {
+        self.may_lead.send_if_modified(|known| std::mem::replace(known, may) != may);
+    }
+
+    async fn close(&self) {
+        let campaign = self.campaign.lock().take();
+        if let Some(campaign) = campaign {
+            campaign.abort();
+            let _ = campaign.await;
+        }
     }
 }
 

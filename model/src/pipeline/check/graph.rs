@@ -1,5 +1,6 @@
 //! The shape of the graph: cycles, and steps that no document reaches. Steps are
-//! tied by outputs to steps, and by topics that one writes and another reads.
+//! tied by outputs to steps, and by topics that one writes and another reads, those of
+//! dead letters among them.
 
 use std::collections::VecDeque;
 
@@ -20,6 +21,7 @@ impl Checker<'_> {
     pub(super) fn graph(&mut self, pipeline: Option<&PipelineName>, steps: &[Option<StepConfig>]) {
         let edges: Vec<Vec<Edge>> = steps.iter().map(|step| edges_of(pipeline, step.as_ref(), steps)).collect();
         self.cycles(steps, &edges);
+        self.dead_letters(pipeline, steps);
         self.formats(pipeline, steps);
         // With a step missing, what it leads to cannot be told.
         if steps.iter().all(Option::is_some) && self.findings.errors.is_empty() {
@@ -50,6 +52,51 @@ impl Checker<'_> {
             let at = self.output_path(last, output, steps);
             self.error(&at, message);
         }
+    }
+
+    /// Whatever is given up on again and again would go round for ever where steps read
+    /// each other's dead letters, or their own: no `max_hops` ends that, as a record over
+    /// it is given up on as well.
+    fn dead_letters(&mut self, pipeline: Option<&PipelineName>, steps: &[Option<StepConfig>]) {
+        let reads = |reader: &Option<StepConfig>, writer: &StepConfig| {
+            reader.iter().flat_map(|reader| &reader.inputs).any(|input| buries(pipeline, writer, input))
+        };
+        let edges_of = |writer: &Option<StepConfig>| {
+            let Some(writer) = writer else { return Vec::new() };
+            (0..steps.len()).filter(|to| reads(&steps[*to], writer)).map(|to| Edge { to, output: 0 }).collect()
+        };
+        let edges: Vec<Vec<Edge>> = steps.iter().map(edges_of).collect();
+        let mut reported = vec![false; steps.len()];
+        for start in 0..steps.len() {
+            let path = if reported[start] { None } else { way_back(start, &edges, &|_| false) };
+            let (Some(path), Some(reader)) = (path, &steps[start]) else { continue };
+            for (step, _) in &path {
+                reported[*step] = true;
+            }
+            let Some(writer) = path.last().and_then(|(last, _)| steps[*last].as_ref()) else { continue };
+            let Some(index) = reader.inputs.iter().position(|input| buries(pipeline, writer, input)) else { continue };
+            let InputSource::Topic(topic) = &reader.inputs[index].source else { continue };
+            let names = path.iter().map(|(step, _)| *step).chain([start]).filter_map(|step| steps[step].as_ref());
+            let round: Vec<_> = names.map(|step| step.name.as_str()).collect();
+            let whose = if round.len() == 2 { "its own dead letters" } else { "dead letters that come round to it" };
+            let message = format!(
+                "step {} reads {whose}: found {topic}; what is given up on would go round for ever ({}). Read \
+                 them with a step whose dead letters none of these reads, or send them again with `pipedoc run \
+                 --retry-failed`",
+                reader.name,
+                round.join(" → "),
+            );
+            self.error(&self.input_path(start, topic), message);
+        }
+    }
+
+    /// Where an input of a step that names a topic stands in the text.
+    fn input_path(&self, step: usize, topic: &Topic) -> Path {
+        let at = Path::default().field("steps").index(step).field("input_kafka_topic");
+        let topic = topic.as_str();
+        let alone = [at.field("topic"), at.clone()].into_iter().find(|path| self.is_text(path, topic));
+        let listed = || self.entry(&at, Some("topic"), topic).or_else(|| self.entry(&at, None, topic));
+        alone.or_else(listed).unwrap_or(at)
     }
 
     /// A topic is read as what it is written as.
@@ -124,17 +171,29 @@ impl Checker<'_> {
     fn output_path(&self, step: usize, output: usize, steps: &[Option<StepConfig>]) -> Path {
         let at = Path::default().field("steps").index(step);
         let listed = at.field("outputs");
-        let to_step = steps[step].as_ref().and_then(|step| step.outputs.get(output));
-        match to_step.map(|output| &output.target) {
-            Some(Target::Step(target)) => {
-                let entries = (0..).map(|n| listed.index(n)).take_while(|path| self.tree.get(path).is_some());
-                let names = |path: &Path| match self.tree.get(&path.field("to")).map(|node| &node.kind) {
-                    Some(super::super::tree::Kind::Text(text)) => text.value == target.as_str(),
-                    _ => false,
-                };
-                entries.into_iter().find(names).map_or(listed, |path| path.field("to"))
+        let Some(output) = steps[step].as_ref().and_then(|step| step.outputs.get(output)) else { return listed };
+        match &output.target {
+            Target::Step(name) => self.entry(&listed, Some("to"), name.as_str()).unwrap_or(listed),
+            Target::Topic(topic) => {
+                let topics = at.field("output_kafka_topics");
+                let topic = topic.as_str();
+                let found = self.entry(&listed, Some("topic"), topic).or_else(|| self.entry(&topics, None, topic));
+                found.or_else(|| self.entry(&topics, Some("topic"), topic)).unwrap_or(topics)
             }
-            _ => at.field("output_kafka_topics"),
+        }
+    }
+
+    /// The first entry of a list that is this text, or has it in a field.
+    fn entry(&self, list: &Path, field: Option<&str>, text: &str) -> Option<Path> {
+        let entries = (0..).map(|n| list.index(n)).take_while(|path| self.tree.get(path).is_some());
+        let mut texts = entries.map(|path| field.map_or_else(|| path.clone(), |field| path.field(field)));
+        texts.find(|path| self.is_text(path, text))
+    }
+
+    fn is_text(&self, path: &Path, text: &str) -> bool {
+        match self.tree.get(path).map(|node| &node.kind) {
+            Some(super::super::tree::Kind::Text(found)) => found.value == text,
+            _ => false,
         }
     }
 }
@@ -174,6 +233,14 @@ fn is_own(pipeline: Option<&PipelineName>, step: &StepConfig, topic: &Topic) -> 
         let (_, of, named, end) = (parts.next(), parts.next(), parts.next(), parts.next());
         of == Some(pipeline.as_str()) && named == Some(step.name.as_str()) && end.is_none()
     })
+}
+
+/// Whether an input names the topic of a step's dead letters; patterns leave those out.
+fn buries(pipeline: Option<&PipelineName>, step: &StepConfig, input: &Input) -> bool {
+    let InputSource::Topic(topic) = &input.source else { return false };
+    // Of any cluster, as above.
+    let own = topic.as_str().strip_suffix(".dlq").and_then(|own| Topic::new(own).ok());
+    own.is_some_and(|own| is_own(pipeline, step, &own))
 }
 
 fn takes(input: &Input, topic: &Topic) -> bool {

@@ -284,8 +284,7 @@ async fn run_once(
     let Parts { around, shop, connector, board, .. } = parts;
     let plan = &shop.plan;
     let Some(topic) = &plan.state else { return Ok(()) };
-    let step = Step::new(plan.cluster.clone(), plan.id.clone(), plan.step_type, shop.step.data().to_owned(), stopping)
-        .hearing(around.events.clone());
+    let step = Step::planned(plan, shop.step.data().to_owned(), stopping).hearing(around.events.clone());
     let state = State::create(&shop.step.data().join("state.sqlite")).map_err(Failure::Connector)?;
     let ready = async {
         // Before the state is read: what an earlier owner has left open ends with it.

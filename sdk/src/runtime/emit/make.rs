@@ -27,7 +27,8 @@ pub(super) struct Made {
 /// The dead letter of an emission.
 pub(super) struct Buried {
     pub(super) number: u64,
-    pub(super) letter: OutgoingRecord,
+    /// An error where it can never be written.
+    pub(super) letter: Result<OutgoingRecord>,
     pub(super) content: EmissionContent,
 }
 
@@ -63,14 +64,14 @@ pub(super) async fn make(shop: &Arc<Workshop>, board: &Board, emission: Emission
     }
 }
 
-/// Makes a dead letter, for as long as it takes.
+/// Makes a dead letter, for as long as it takes, unless the log can never take it.
 pub(super) async fn bury(
     shop: &Workshop,
     board: &Board,
     content: &EmissionContent,
     about: &About,
     reason: &Reason,
-) -> OutgoingRecord {
+) -> Result<OutgoingRecord> {
     let mut failures = 0_u32;
     loop {
         let letter = match content {
@@ -81,7 +82,8 @@ pub(super) async fn bury(
             EmissionContent::Unchanged { id } => dead_letter::of_unreadable(shop, id, about.version, reason).await,
         };
         match letter {
-            Ok(letter) => return letter,
+            Ok(letter) => return Ok(letter),
+            Err(error) if dead_letter::is_unwritable(&error) => return Err(error),
             Err(error) => {
                 failures = failures.saturating_add(1);
                 board.trouble(&error.context("a dead letter cannot be made"));

@@ -1,5 +1,6 @@
 //! What becomes of what a connector gave and that cannot be sent: a dead letter, nothing,
-//! or the step stands still, as `on_exhausted` and `stop_at_failure_rate` say.
+//! or the step stands still, as `on_exhausted` and `stop_at_failure_rate` say, or because
+//! a dead letter would be too large for its topic.
 
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -11,7 +12,7 @@ use super::make::{self, Buried};
 use super::{Emissions, Out, find, place};
 use crate::error::Error;
 use crate::event::Event;
-use crate::runtime::dead_letter::Reason;
+use crate::runtime::dead_letter::{self, Reason};
 use crate::runtime::status::{PauseReason, PausedPartition};
 
 impl Emissions {
@@ -70,7 +71,7 @@ impl Emissions {
                 since: SystemTime::now(),
                 reason: if rate.is_some() { PauseReason::FailureRate } else { PauseReason::Exhausted },
                 offset: None,
-                document: entry.about.document,
+                document: dead_letter::name(&entry.about.document),
                 error: rate.map_or_else(|| error.to_string(), |rate| format!("{rate}; at last: {error}")),
             });
         }
@@ -98,6 +99,13 @@ impl Emissions {
 
     pub(super) fn buried(&mut self, buried: Buried) {
         let Buried { number, letter, content } = buried;
+        let letter = match letter {
+            Ok(letter) => letter,
+            Err(error) => {
+                self.board.error(&error.to_string());
+                return self.stop(number, &error, None, false);
+            }
+        };
         let Some(entry) = find(&mut self.sending, number) else { return };
         entry.records = vec![letter];
         entry.original = Some(content);

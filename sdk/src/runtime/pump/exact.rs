@@ -1,6 +1,7 @@
 //! `delivery: EXACTLY_ONCE`: what came of deliveries, and all commits, are written in
 //! transactions. When one is due, what it holds, and what becomes of it.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use pipedoc_transport::log::{self, OutgoingRecord, TopicPartition};
@@ -14,6 +15,7 @@ use crate::runtime::lanes::DeliveryId;
 use crate::runtime::outbox::{Outbox, Settled};
 use crate::runtime::partitions::Partition;
 use crate::runtime::window::Mark;
+use crate::runtime::work::About;
 use crate::runtime::{Order, retry};
 
 /// How soon a place is committed that comes with no records, while others are read.
@@ -178,7 +180,11 @@ impl Pump {
         }
         let refusal = verdict.refusal.as_ref();
         let culprits = refusal.map(|error| parcel.culprits(error)).unwrap_or_default();
-        let mut given_up = Vec::new();
+        let mut unwritable: HashMap<DeliveryId, (About, Error)> = culprits
+            .iter()
+            .filter_map(|id| Some((*id, refusal.and_then(|error| self.unwritable(*id, error))?)))
+            .collect();
+        let (mut given_up, mut unburied) = (Vec::new(), Vec::new());
         for (at, (claim, entries)) in parcel.take_apart().into_iter().enumerate() {
             let Some(partition) = self.partitions.get_mut(&claim.commit.source) else { continue };
             if verdict.is_written(at) || partition.number != claim.note.number {
@@ -195,6 +201,11 @@ impl Pump {
                         given_up.push(entry.id);
                         continue;
                     }
+                    if let Some((about, error)) = unwritable.remove(&entry.id) {
+                        partition.row.refuse(entry.id, entry.lane);
+                        unburied.push((entry.id, about, error));
+                        continue;
+                    }
                     // A dead letter has nowhere else to go: it waits for what is missing.
                     delivery.setbacks = delivery.setbacks.saturating_add(1);
                     entry.until = Some(now + retry::backoff(&retry::patient(), delivery.setbacks));
@@ -204,11 +215,14 @@ impl Pump {
             partition.row.give_back(again);
         }
         let Some(error) = refusal else { return };
-        if given_up.is_empty() {
+        if given_up.is_empty() && unburied.is_empty() {
             self.board.trouble(&Error::from(error.clone()).context("a transaction was refused"));
         }
         for id in given_up {
             self.refused_for_good(id, error.clone());
+        }
+        for (id, about, error) in unburied {
+            self.unburied(id, about, &error);
         }
     }
 }

@@ -118,7 +118,7 @@ impl Pump {
         }
         // Counted as early as failures are: acknowledgements come late, and many at once.
         self.breaker.done(1);
-        let partial = worked.partial.map(|loss| loss.to_string());
+        let partial = worked.partial.map(|loss| loss.to_string().into());
         let sent = worked.records.len();
         let left = worked.records.iter().any(|record| self.shop.router.leaves(&record.topic));
         delivery.stage = Stage::Sending { about: worked.about, sent, left, partial };
@@ -171,11 +171,7 @@ impl Pump {
         }
         let Some(delivery) = self.deliveries.get_mut(id) else { return };
         match on_exhausted {
-            OnExhausted::Skip => {
-                self.board.failed();
-                self.board.event(&Event::Skipped { document: about.document, error: error.to_string() });
-                self.is_settled(id);
-            }
+            OnExhausted::Skip => self.skip(id, about.document, error.to_string()),
             // PAUSE has stopped the partition.
             OnExhausted::DeadLetter | OnExhausted::Pause => {
                 let record = Arc::clone(&delivery.record);
@@ -187,7 +183,17 @@ impl Pump {
         }
     }
 
-    fn buried(&mut self, id: DeliveryId, letter: Option<OutgoingRecord>) {
+    /// A delivery is given up on and dropped.
+    pub(super) fn skip(&mut self, id: DeliveryId, document: String, error: String) {
+        let Some(delivery) = self.deliveries.get(id) else { return };
+        self.board.failed();
+        self.board.event(&Event::Skipped { document, error });
+        let lane = delivery.lane;
+        self.lanes.leave(lane, id);
+        self.is_settled(id);
+    }
+
+    fn buried(&mut self, id: DeliveryId, letter: Option<Result<OutgoingRecord, Error>>) {
         if let Some(lane) = self.deliveries.lay_ghost(id) {
             return self.lanes.leave(lane, id);
         }
@@ -195,13 +201,17 @@ impl Pump {
         let Stage::Burying { about, reason, .. } = std::mem::replace(&mut delivery.stage, Stage::Waiting) else {
             return;
         };
-        let Some(letter) = letter else {
-            // The task ended without its letter: begin again.
-            let record = Arc::clone(&delivery.record);
-            let source = Arc::clone(&delivery.source);
-            let task = task::bury(&self.shop, &self.board, id, record, source, reason.clone(), &self.signaller);
-            delivery.stage = Stage::Burying { task, about, reason };
-            return;
+        let letter = match letter {
+            Some(Ok(letter)) => letter,
+            Some(Err(error)) => return self.unburied(id, about, &error),
+            None => {
+                // The task ended without its letter: begin again.
+                let record = Arc::clone(&delivery.record);
+                let source = Arc::clone(&delivery.source);
+                let task = task::bury(&self.shop, &self.board, id, record, source, reason.clone(), &self.signaller);
+                delivery.stage = Stage::Burying { task, about, reason };
+                return;
+            }
         };
         delivery.stage = Stage::Buried { letter: Box::new(letter), about, reason };
         let lane = delivery.lane;
@@ -247,7 +257,7 @@ impl Pump {
             Stage::Sending { about, sent, left, partial } => {
                 self.board.done();
                 if let Some(error) = partial {
-                    self.board.event(&Event::Partial { document: about.document.clone(), error });
+                    self.board.event(&Event::Partial { document: about.document.clone(), error: error.into() });
                 }
                 let About { document, tombstone, .. } = about;
                 self.board.event(&Event::Done { document, sent, left, tombstone });
@@ -274,6 +284,9 @@ impl Pump {
         if self.commits_first() {
             return self.lost(id, error);
         }
+        if let Some((about, error)) = self.unwritable(id, &error) {
+            return self.unburied(id, about, &error);
+        }
         let source = Arc::clone(&delivery.source);
         self.restart(&source, &error);
     }
@@ -292,10 +305,9 @@ impl Pump {
         self.give_up(id, about, &Error::permanent(error).with_kind(kind));
     }
 
-    /// A delivery is done with.
+    /// A delivery is done with, which has left its lane.
     pub(super) fn is_settled(&mut self, id: DeliveryId) {
         let Some(delivery) = self.deliveries.remove(id) else { return };
-        self.lanes.leave(delivery.lane, id);
         self.deliveries.arrived(delivery.lane, id);
         self.send_letters(delivery.lane);
         if let Some(partition) = self.partitions.get_mut(&delivery.source) {

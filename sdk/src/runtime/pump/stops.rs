@@ -1,5 +1,6 @@
 //! Partitions that stand still because a record of theirs was given up on
-//! (`on_exhausted: PAUSE`), or because too many were (`stop_at_failure_rate`).
+//! (`on_exhausted: PAUSE`, or too large for its dead letter topic), or because too many
+//! were (`stop_at_failure_rate`).
 //!
 //! ```text
 //!  read on ──given up──▶ stopped: nothing new begins, what is at work may end
@@ -12,15 +13,17 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use pipedoc_transport::log;
 use tokio::time::Instant;
 
 use super::Pump;
 use crate::error::Error;
 use crate::event::Event;
-use crate::runtime::Order;
+use crate::runtime::deliveries::Stage;
 use crate::runtime::lanes::DeliveryId;
 use crate::runtime::status::{PauseReason, PausedPartition, StepState};
 use crate::runtime::work::About;
+use crate::runtime::{Order, dead_letter};
 
 impl Pump {
     /// A delivery is about to be given up on: whether the step stops instead.
@@ -40,6 +43,25 @@ impl Pump {
         }
         self.stop_all(&rate);
         true
+    }
+
+    /// A delivery that is given up on cannot become a dead letter. What is committed
+    /// already is dropped; else its partition stands still, and loses nothing.
+    pub(super) fn unburied(&mut self, id: DeliveryId, about: About, error: &Error) {
+        let error = error.to_string();
+        self.board.error(&error);
+        if self.commits_first() {
+            return self.skip(id, about.document, error);
+        }
+        self.stop_for(id, &about, PauseReason::Exhausted, error);
+    }
+
+    /// What is said of a delivery whose dead letter the log has refused as too large.
+    pub(super) fn unwritable(&self, id: DeliveryId, error: &log::Error) -> Option<(About, Error)> {
+        let delivery = self.deliveries.get(id)?;
+        let Stage::SendingDeadLetter { about, reason } = &delivery.stage else { return None };
+        let who = format!("{}@{}", delivery.source, delivery.record.offset);
+        Some((about.clone(), dead_letter::unwritable(who, error, reason)?))
     }
 
     /// Stops every partition that does not stand still yet, for the rate of failures.
@@ -76,7 +98,7 @@ impl Pump {
             since: SystemTime::now(),
             reason,
             offset: Some(offset),
-            document: about.document.clone(),
+            document: dead_letter::name(&about.document),
             error,
         });
     }

@@ -31,8 +31,9 @@ pub(crate) enum Signal {
     /// Of a row: what became of these; nothing of those that were not begun. It may
     /// go on with another one.
     Row { results: Vec<(DeliveryId, Option<Result<Worked, Failed>>)>, goes_on: bool },
-    /// A dead letter is made; not, when the task was dropped.
-    Buried(DeliveryId, Option<OutgoingRecord>),
+    /// A dead letter is made, or can never be written; neither, when the task was
+    /// dropped.
+    Buried(DeliveryId, Option<Result<OutgoingRecord, Error>>),
 }
 
 /// Sends its signal when it is dropped, whatever ends the task.
@@ -176,7 +177,8 @@ pub(super) fn bury(
         let mut failures = 0_u32;
         let letter = loop {
             match dead_letter::of_record(&shop, &record, &source, &reason).await {
-                Ok(letter) => break letter,
+                Ok(letter) => break Ok(letter),
+                Err(error) if dead_letter::is_unwritable(&error) => break Err(error),
                 Err(error) => {
                     failures = failures.saturating_add(1);
                     board.trouble(&error.context("a dead letter cannot be made"));

@@ -34,6 +34,8 @@ pub(super) enum Turn {
     Gathered(Shipment),
     /// The attempt failed.
     Failed { error: Error, patient: bool, culprit: Option<i64>, marks: Vec<bool> },
+    /// This record cannot become a dead letter.
+    Unburied { record: Record, error: Error },
     /// The record at this offset lies in the dead letters.
     Buried { offset: i64, about: About, reason: Reason, letter: Shipment },
 }
@@ -115,7 +117,8 @@ pub(super) fn judge(station: &Station, error: log::Error, place: &TopicPartition
     (error, true)
 }
 
-/// Makes a record's dead letter and sends it, for as long as it takes.
+/// Makes a record's dead letter and sends it, for as long as it takes, unless the log
+/// can never take it.
 pub(super) async fn bury(station: Arc<Station>, source: Arc<Source>, record: Record, reason: Reason) -> Turn {
     let mut failures = 0_u32;
     loop {
@@ -124,15 +127,23 @@ pub(super) async fn bury(station: Arc<Station>, source: Arc<Source>, record: Rec
             if station.gathers() {
                 return Ok(Shipment::of(letter));
             }
-            for report in station.producer.send(vec![letter]).await?.await {
-                report?;
-            }
-            Ok::<Shipment, Error>(Shipment::default())
+            let sent = async {
+                for report in station.producer.send(vec![letter]).await?.await {
+                    report?;
+                }
+                log::Result::Ok(())
+            };
+            let refused = |error: log::Error| {
+                let who = format!("{}@{}", source.place, record.offset);
+                dead_letter::unwritable(who, &error, &reason).unwrap_or_else(|| error.into())
+            };
+            sent.await.map(|()| Shipment::default()).map_err(refused)
         };
         match sent.await {
             Ok(letter) => {
                 return Turn::Buried { offset: record.offset, about: About::of(&record), reason, letter };
             }
+            Err(error) if dead_letter::is_unwritable(&error) => return Turn::Unburied { record, error },
             Err(error) => {
                 failures = failures.saturating_add(1);
                 station.board.trouble(&error.context("a dead letter cannot be made"));

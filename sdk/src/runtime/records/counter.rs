@@ -3,7 +3,7 @@
 //! ```text
 //!  gathered ─ a parcel of some, or a module's own alone ─▶ being written ─▶ done
 //!     ▲                                                       │ refused
-//!     └────────────── each on its own ◀───────────────────────┘
+//!     └──── each on its own; a dead letter, after a while ◀───┘
 //! ```
 //!
 //! Work goes on while a transaction is written: what comes meanwhile is the next one.
@@ -23,6 +23,7 @@ use super::pipe::{Job, Shipment};
 use super::worker::{Load, Task, Worker};
 use crate::error::Error;
 use crate::runtime::exact::{COMMIT_EVERY, PARCEL_BYTES};
+use crate::runtime::retry;
 
 /// Something to be written with its offset.
 pub(super) struct Entry {
@@ -35,6 +36,15 @@ pub(super) struct Entry {
     /// Its records are in the parcel while that is being written.
     shipment: Shipment,
     reply: Option<oneshot::Sender<log::Result<Vec<Delivered>>>>,
+}
+
+impl Entry {
+    /// Whether it is a dead letter: its record is done with, and the letter still to be
+    /// written.
+    fn is_letter(&self) -> bool {
+        let is_done = self.load.as_ref().is_some_and(|load| load.batch.is_none());
+        is_done && !self.shipment.records.is_empty()
+    }
 }
 
 type Writing = (Writer, Written);
@@ -56,6 +66,10 @@ pub(super) struct Counter {
     last: Option<Instant>,
     /// How many entries are written on their own, as one of them was refused.
     singly: usize,
+    /// Until when nothing is written, as a dead letter was refused,
+    rests_until: Option<Instant>,
+    /// so many times by now.
+    setbacks: u32,
     jobs: UnboundedReceiver<Job>,
     sender: UnboundedSender<Job>,
 }
@@ -70,6 +84,8 @@ impl Counter {
             writing: None,
             last: None,
             singly: 0,
+            rests_until: None,
+            setbacks: 0,
             jobs,
             sender,
         }
@@ -99,10 +115,9 @@ impl Counter {
         }
         let waited_for = self.gathered.iter().any(|entry| entry.reply.is_some());
         let now = Instant::now();
-        if idle || waited_for || self.singly > 0 || self.bytes >= PARCEL_BYTES {
-            return Some(now);
-        }
-        Some(self.last.map_or(now, |last| last + COMMIT_EVERY))
+        let at_once = idle || waited_for || self.singly > 0 || self.bytes >= PARCEL_BYTES;
+        let due = if at_once { now } else { self.last.map_or(now, |last| last + COMMIT_EVERY) };
+        Some(self.rests_until.map_or(due, |until| due.max(until)))
     }
 
     /// The entries of the next transaction: a module's own stand alone.
@@ -188,6 +203,9 @@ impl Worker {
         let offset = parcel.commit.offset;
         match outcome {
             Ok(delivered) => {
+                if let Some(counter) = &mut self.counter {
+                    (counter.rests_until, counter.setbacks) = (None, 0);
+                }
                 let sent = delivered.len();
                 let mut delivered = Some(delivered);
                 for entry in entries {
@@ -222,6 +240,15 @@ impl Worker {
             return;
         }
         let Some(entry) = entries.into_iter().next() else { return };
+        if entry.is_letter() {
+            // It has nowhere else to go: it waits for what is missing.
+            counter.setbacks = counter.setbacks.saturating_add(1);
+            counter.rests_until = Some(Instant::now() + retry::backoff(&retry::patient(), counter.setbacks));
+            counter.bytes += entry.shipment.bytes();
+            counter.gathered.push_front(entry);
+            let trouble = Error::from(error).context("a dead letter cannot be written; it is tried again");
+            return self.station.board.trouble(&trouble);
+        }
         if let Some(reply) = entry.reply {
             let _ = reply.send(Err(error));
             return;

@@ -36,6 +36,11 @@ impl Worker {
         if let Some((_, error)) = passing {
             judge(&self.station, error.clone(), self.place());
         }
+        if let (None, Some((_, error))) = (&load.batch, lost.first()) {
+            // Its record is given up on, and told of.
+            let error = Error::from(error.clone()).context("a dead letter was not written, and is not tried again");
+            self.station.board.trouble(&error);
+        }
         let Some(batch) = load.batch.clone().filter(|_| !lost.is_empty()) else { return self.done(&load, sent) };
         let mut fates: BTreeMap<i64, log::Error> = BTreeMap::new();
         for (origin, error) in lost {

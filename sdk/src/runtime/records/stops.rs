@@ -1,6 +1,6 @@
 //! Partitions of a record module that stand still because a record of theirs was
-//! given up on (`on_exhausted: PAUSE`), or because too many were
-//! (`stop_at_failure_rate`).
+//! given up on (`on_exhausted: PAUSE`, or too large for its dead letter topic), or because
+//! too many were (`stop_at_failure_rate`).
 //!
 //! ```text
 //!  at work ──given up──▶ stopped: nothing new begins, nothing more is read
@@ -18,9 +18,9 @@ use super::pump::RecordPump;
 use super::worker::{Load, Worker};
 use crate::error::Error;
 use crate::event::Event;
-use crate::runtime::Order;
 use crate::runtime::status::{PauseReason, PausedPartition, StepState};
 use crate::runtime::work::About;
+use crate::runtime::{Order, dead_letter};
 
 impl Worker {
     /// The partition stands still at a record. `rate`: why the whole step does.
@@ -34,7 +34,7 @@ impl Worker {
             since: SystemTime::now(),
             reason,
             offset: Some(record.offset),
-            document: About::of(record).document,
+            document: dead_letter::name(&About::of(record).document),
             error,
         };
         self.queue.push_front(load.anew());
@@ -42,6 +42,16 @@ impl Worker {
         self.station.has_changed();
         self.station.board.event(&Event::PartitionPaused(paused));
         self.station.news.notify_one();
+    }
+
+    /// A record that is given up on cannot become a dead letter. What is committed already
+    /// is dropped; else the partition stands still, and loses nothing.
+    pub(super) fn unburied(&mut self, load: Load, record: &Record, error: &Error) {
+        self.station.board.error(&error.to_string());
+        if self.station.commits_first() {
+            return self.skip(load, record, error.to_string());
+        }
+        self.stop(load, record, error, None);
     }
 }
 

@@ -10,7 +10,8 @@
 //!    │         │ permanent, or no attempts left
 //!    │         ▼
 //!    ├──── the first is buried or skipped; the rest starts anew
-//!    └──── or the partition stands still until it is resumed
+//!    └──── or the partition stands still until it is resumed, as it does where what
+//!          is buried is too large for that
 //! ```
 //!
 //! Knows nothing of other partitions, of commits or of the consumer.
@@ -312,6 +313,7 @@ impl Worker {
                 let load = self.keep_marked(load, &marks);
                 self.attempt_failed(load, error, patient, culprit);
             }
+            Turn::Unburied { record, error } => self.unburied(load, &record, &error),
             Turn::Buried { offset, about, reason, letter } => {
                 let board = &self.station.board;
                 board.failed();
@@ -462,12 +464,7 @@ impl Worker {
             return self.stop(load, &record, error, rate);
         }
         match on_exhausted {
-            OnExhausted::Skip => {
-                let document = About::of(&record).document;
-                self.station.board.failed();
-                self.station.board.event(&Event::Skipped { document, error: error.to_string() });
-                self.start_anew_without(load, record.offset, Shipment::default());
-            }
+            OnExhausted::Skip => self.skip(load, &record, error.to_string()),
             // PAUSE has stopped the partition.
             OnExhausted::DeadLetter | OnExhausted::Pause => {
                 let reason = Reason::new(error, load.attempts);
@@ -475,6 +472,13 @@ impl Worker {
                 self.in_hand = Some((load, burial.boxed()));
             }
         }
+    }
+
+    /// A record is given up on and dropped; the rest starts anew.
+    pub(super) fn skip(&mut self, load: Load, record: &Record, error: String) {
+        self.station.board.failed();
+        self.station.board.event(&Event::Skipped { document: About::of(record).document, error });
+        self.start_anew_without(load, record.offset, Shipment::default());
     }
 
     /// The record at this offset is done with; the rest starts anew.

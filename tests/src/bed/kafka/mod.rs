@@ -26,6 +26,14 @@ pub const VERSION: &str = "4.3.1";
 /// Any id does: each broker is a cluster of its own.
 const CLUSTER_ID: &str = "dGVzdC1iZWQtY2x1c3Rlcg";
 
+/// Configuration of the broker, which is its own controller.
+const PROPERTIES: &str = "server.properties";
+/// Configuration of its controller alone.
+const CONTROLLER: &str = "controller.properties";
+
+/// What it prints when it is up, as a broker or as a controller alone.
+const STARTED: &str = "Kafka Server started";
+
 /// A running broker.
 #[derive(Debug)]
 pub struct Kafka {
@@ -37,8 +45,8 @@ pub struct Kafka {
     proxy: Option<Proxy>,
     /// Options of its virtual machine.
     machine: &'static [&'static str],
-    /// How often the broker was started.
-    starts: usize,
+    /// It was killed and is not back yet.
+    was_killed: bool,
 }
 
 /// The broker that all tests of a binary share; `None` when the test is to be
@@ -93,8 +101,9 @@ impl Kafka {
         let proxy = setup.proxied.then(|| Proxy::start(SocketAddr::from(([127, 0, 0, 1], behind_proxy))));
         let there = proxy.as_ref().map_or(0, Proxy::port);
         let ports = Ports { direct, controller, behind_proxy, proxy: there, secured, mutual };
-        let properties = folder.join("server.properties");
+        let properties = folder.join(PROPERTIES);
         fs::write(&properties, setup.properties(&folder, ports)).expect("its configuration");
+        fs::write(folder.join(CONTROLLER), Setup::controller(&folder, ports)).expect("its controller's configuration");
         let path = properties.to_string_lossy().into_owned();
         let mut format =
             ["kafka.tools.StorageTool", "format", "--standalone", "--config", &path, "--cluster-id", CLUSTER_ID]
@@ -106,9 +115,9 @@ impl Kafka {
         }
         run_tool(&classpath, &format);
         let machine = setup.machine();
-        let process = launch(&classpath, machine, &folder);
-        let mut kafka = Self { process, classpath, folder, ports, proxy, machine, starts: 1 };
-        kafka.wait_until_ready();
+        let process = launch(&classpath, machine, &folder, PROPERTIES);
+        let mut kafka = Self { process, classpath, folder, ports, proxy, machine, was_killed: false };
+        kafka.wait_for_line("Kafka starts", STARTED, 1);
         Ok(kafka)
     }
 
@@ -197,6 +206,7 @@ impl Kafka {
     /// Kills the broker (`kill -9`). Its data stays.
     pub fn kill(&mut self) {
         self.process.kill();
+        self.was_killed = true;
     }
 
     /// Starts the broker again after [`Kafka::stop`] or [`Kafka::kill`], at the same
@@ -206,9 +216,22 @@ impl Kafka {
     /// When it does not start.
     pub fn restart(&mut self) {
         self.process.kill();
-        self.process = launch(&self.classpath, self.machine, &self.folder);
-        self.starts += 1;
-        self.wait_until_ready();
+        if std::mem::take(&mut self.was_killed) {
+            self.fence();
+        }
+        self.launch_again(PROPERTIES, "Kafka starts", STARTED);
+    }
+
+    /// Has the controller notice that the broker is gone, as those of a cluster do.
+    ///
+    /// A broker that is back before that takes itself for the leader of its partitions,
+    /// and loses them once its old session ends. Kafka 4.3.1 takes partitions without
+    /// leader for deleted, and never ends there what was being committed: its log says
+    /// "these partitions are likely deleted already and hence can be skipped".
+    fn fence(&mut self) {
+        self.launch_again(CONTROLLER, "the controller misses the broker", "Fencing broker 1 at epoch");
+        self.process.signal("TERM");
+        self.process.wait(Duration::from_secs(60));
     }
 
     /// Suspends the broker: its connections stay open and nothing answers.
@@ -221,14 +244,21 @@ impl Kafka {
         self.process.signal("CONT");
     }
 
-    fn wait_until_ready(&mut self) {
-        let starts = self.starts;
-        wait_for("Kafka starts", Duration::from_secs(90), || {
+    /// Starts it once more, and waits until this start has printed something.
+    fn launch_again(&mut self, properties: &str, what: &str, line: &str) {
+        let before = self.process.output().matches(line).count();
+        self.process = launch(&self.classpath, self.machine, &self.folder, properties);
+        self.wait_for_line(what, line, before + 1);
+    }
+
+    /// Waits until it has printed something so many times.
+    fn wait_for_line(&mut self, what: &str, line: &str, times: usize) {
+        wait_for(what, Duration::from_secs(90), || {
             let output = self.process.output();
-            if output.matches("Kafka Server started").count() >= starts {
+            if output.matches(line).count() >= times {
                 return Some(());
             }
-            assert!(self.process.is_running(), "Kafka ended while it started; it printed:\n{output}");
+            assert!(self.process.is_running(), "{what}: it ended instead; it printed:\n{output}");
             None
         });
     }
@@ -241,10 +271,10 @@ impl Drop for Kafka {
     }
 }
 
-fn launch(classpath: &str, machine: &[&str], folder: &Path) -> Process {
+fn launch(classpath: &str, machine: &[&str], folder: &Path, properties: &str) -> Process {
     let mut java = Command::new("java");
     java.args(machine).arg("-Dorg.apache.logging.log4j.level=INFO");
-    java.args(["-cp", classpath, "kafka.Kafka"]).arg(folder.join("server.properties"));
+    java.args(["-cp", classpath, "kafka.Kafka"]).arg(folder.join(properties));
     Process::start("Kafka", &mut java, &folder.join("kafka.log"), Some(folder))
 }
 

@@ -23,6 +23,14 @@ pub struct Setup {
     pub(super) in_production: bool,
 }
 
+/// Has retention and compaction show within a second, at the price of a new file every
+/// few megabytes and a cleaner that never rests.
+const IN_A_HURRY: &str = "log.retention.check.interval.ms=500\n\
+     log.initial.task.delay.ms=500\n\
+     log.segment.bytes=6291456\n\
+     log.cleaner.backoff.ms=500\n\
+     log.cleaner.min.cleanable.ratio=0.01\n";
+
 /// Ports of a broker.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Ports {
@@ -51,8 +59,9 @@ impl Setup {
         self
     }
 
-    /// With the virtual machine that Kafka's own scripts give it, for benches:
-    /// tests start theirs faster, and it is slower afterwards.
+    /// With the virtual machine that Kafka's own scripts give it and the broker's own
+    /// care of its files, for benches: tests start theirs faster and see sooner what
+    /// retention and compaction do, and it is slower afterwards.
     #[must_use]
     pub fn as_in_production(mut self) -> Self {
         self.in_production = true;
@@ -91,6 +100,22 @@ impl Setup {
     pub fn secured(mut self, users: &[User]) -> Self {
         self.users = users.to_vec();
         self
+    }
+
+    /// The same node as a controller only, which soon misses its broker.
+    pub(super) fn controller(folder: &Path, Ports { controller, .. }: Ports) -> String {
+        format!(
+            "process.roles=controller\n\
+             node.id=1\n\
+             controller.listener.names=CONTROLLER\n\
+             controller.quorum.bootstrap.servers=127.0.0.1:{controller}\n\
+             listeners=CONTROLLER://127.0.0.1:{controller}\n\
+             listener.security.protocol.map=CONTROLLER:PLAINTEXT\n\
+             broker.session.timeout.ms=500\n\
+             broker.heartbeat.interval.ms=100\n\
+             log.dirs={}\n",
+            folder.join("data").display()
+        )
     }
 
     /// The text of `server.properties`. Certificates are made where they are needed.
@@ -154,14 +179,11 @@ impl Setup {
              transaction.state.log.num.partitions=4\n\
              group.initial.rebalance.delay.ms=0\n\
              group.min.session.timeout.ms=1000\n\
-             log.retention.check.interval.ms=500\n\
-             log.initial.task.delay.ms=500\n\
              log.segment.delete.delay.ms=0\n\
-             log.segment.bytes=6291456\n\
-             log.cleaner.backoff.ms=500\n\
-             log.cleaner.min.cleanable.ratio=0.01\n\
+             {}\
              {more}",
-            folder.join("data").display()
+            folder.join("data").display(),
+            if self.in_production { "" } else { IN_A_HURRY },
         );
         for line in &self.settings {
             text.push_str(line);

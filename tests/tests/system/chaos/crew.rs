@@ -23,6 +23,8 @@ const LEAST_WELL: usize = 3;
 const BEYOND_SESSION: Duration = Duration::from_secs(9);
 /// How long somebody in the middle of a write is looked for.
 const SEARCH: Duration = Duration::from_secs(5);
+/// Beyond the clients' sessions, their transactions and the time they give a call.
+const OUTAGE: Duration = Duration::from_secs(30);
 /// Where SQLite's index of the write-ahead log is locked by who writes (`WAL_WRITE_LOCK`
 /// in its file format's description).
 const WRITE_LOCK: u64 = 120;
@@ -108,6 +110,8 @@ pub struct Crew {
     /// Longest wait before a fault, in milliseconds: groups on Kafka take longer to find
     /// themselves again, and who never works cannot fail at it.
     longest: u64,
+    /// Half of the broker's restarts take longer than it needs, by so much at most.
+    longest_outage: Duration,
     pub counts: Counts,
 }
 
@@ -133,6 +137,7 @@ impl Crew {
             kinds,
             deck: Vec::new(),
             longest,
+            longest_outage: if is_long { OUTAGE } else { Duration::ZERO },
             counts: Counts::default(),
         };
         for at in 0..crew.members.len() {
@@ -173,12 +178,14 @@ impl Crew {
         match (fault, ground) {
             (Fault::Broker, Ground::Kafka(kafka)) => {
                 let how = if gently { "stopped" } else { "killed" };
+                let away = self.longest_outage.mul_f64((share * 2.0 - 1.0).max(0.0));
                 tokio::task::block_in_place(|| {
                     if gently {
                         kafka.stop();
                     } else {
                         kafka.kill();
                     }
+                    std::thread::sleep(away);
                     kafka.restart();
                 });
                 self.counts.restarts += 1;
