@@ -35,14 +35,6 @@ pub enum Weather {
     Cut,
 }
 
-impl Weather {
-    /// Whether it takes what a client sends in one piece.
-    fn swallows(self, piece: &[u8]) -> bool {
-        // A request is its length, four bytes, then its kind.
-        matches!((self, piece), (Self::Without(kind), [_, _, _, _, high, low, ..]) if kind.to_be_bytes() == [*high, *low])
-    }
-}
-
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct State {
     weather: Weather,
@@ -146,8 +138,60 @@ async fn connect(client: TcpStream, target: SocketAddr, seen: watch::Receiver<St
     let (from_client, to_client) = client.into_split();
     let (from_server, to_server) = server.into_split();
     tokio::select! {
-        () = pass(from_client, to_server, seen.clone(), born, Weather::swallows) => {}
-        () = pass(from_server, to_client, seen, born, |_, _| false) => {}
+        () = pass(from_client, to_server, seen.clone(), born, Some(Requests::default())) => {}
+        () = pass(from_server, to_client, seen, born, None) => {}
+    }
+}
+
+/// How far a client is with the request that it sends. What is no request to a Kafka
+/// broker passes all the same, as long as the weather lets it.
+#[derive(Debug, Default)]
+struct Requests {
+    /// The length and the kind of the request, as far as they have come.
+    head: Vec<u8>,
+    /// How much of the head has passed.
+    passed: usize,
+    /// How many bytes are still to come after the head.
+    left: usize,
+    is_swallowed: bool,
+}
+
+impl Requests {
+    const HEAD: usize = size_of::<u32>() + size_of::<u16>();
+
+    /// What passes of the next bytes. A request begins and ends wherever it does in them:
+    /// several may come in one piece.
+    fn let_through(&mut self, weather: Weather, mut piece: &[u8]) -> Vec<u8> {
+        let mut through = Vec::with_capacity(Self::HEAD + piece.len());
+        while !piece.is_empty() {
+            if self.left > 0 {
+                let body = piece.split_off(..self.left.min(piece.len())).unwrap_or_default();
+                self.left -= body.len();
+                through.extend_from_slice(if self.is_swallowed { &[] } else { body });
+                continue;
+            }
+            let missing = Self::HEAD - self.head.len();
+            self.head.extend_from_slice(piece.split_off(..missing.min(piece.len())).unwrap_or_default());
+            let kind = match *self.head {
+                [a, b, c, d, high, low] => {
+                    self.left = (u32::from_be_bytes([a, b, c, d]) as usize).saturating_sub(size_of::<u16>());
+                    Some(u16::from_be_bytes([high, low]))
+                }
+                _ => None,
+            };
+            self.is_swallowed = match weather {
+                Weather::Without(unwanted) => self.passed == 0 && kind.is_none_or(|kind| kind == unwanted),
+                _ => false,
+            };
+            if !self.is_swallowed {
+                through.extend_from_slice(&self.head[self.passed..]);
+                self.passed = self.head.len();
+            }
+            if kind.is_some() {
+                (self.head, self.passed) = (Vec::new(), 0);
+            }
+        }
+        through
     }
 }
 
@@ -158,7 +202,7 @@ async fn pass(
     mut to: OwnedWriteHalf,
     mut seen: watch::Receiver<State>,
     born: State,
-    is_swallowed: fn(Weather, &[u8]) -> bool,
+    mut requests: Option<Requests>,
 ) {
     let mut piece = vec![0; 16 * 1024];
     loop {
@@ -171,10 +215,11 @@ async fn pass(
         };
         let Ok(read @ 1..) = read else { return };
         let weather = seen.borrow().weather;
-        if is_swallowed(weather, &piece[..read]) {
-            continue;
-        }
-        if !passes(&mut seen, born, read).await || to.write_all(&piece[..read]).await.is_err() {
+        let through = match &mut requests {
+            Some(requests) => &requests.let_through(weather, &piece[..read]),
+            None => &piece[..read],
+        };
+        if !passes(&mut seen, born, through.len()).await || to.write_all(through).await.is_err() {
             return;
         }
     }
@@ -277,6 +322,23 @@ mod tests {
         let error = say(&mut one, b"b").unwrap_err();
         assert!(matches!(error.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut), "{error}");
         assert_eq!(say(&mut client(&proxy), b"c").unwrap(), b"c");
+    }
+
+    #[test]
+    fn of_requests_in_whatever_pieces_only_the_unwanted_vanish() {
+        let request = |kind: u8, body: &[u8]| [&[0, 0, 0, 2 + body.len() as u8, 0, kind], body].concat();
+        let (first, unwanted, last) = (request(12, b"beat"), request(9, b"where?"), request(12, b""));
+        let all = [&first[..], &unwanted, &unwanted, &last].concat();
+        for size in 1..=all.len() {
+            let mut requests = Requests::default();
+            let mut pass = |piece| requests.let_through(Weather::Without(9), piece);
+            let through: Vec<u8> = all.chunks(size).flat_map(&mut pass).collect();
+            assert_eq!(through, [&first[..], &last].concat(), "in pieces of {size}");
+        }
+        let mut begun = Requests::default();
+        assert_eq!(begun.let_through(Weather::Fair, &unwanted[..3]), unwanted[..3]);
+        assert_eq!(begun.let_through(Weather::Without(9), &unwanted[3..]), unwanted[3..], "it was on its way");
+        assert_eq!(begun.let_through(Weather::Without(9), &unwanted), b"");
     }
 
     #[test]
