@@ -67,8 +67,31 @@ const OURS: [&str; 11] = [
 ];
 
 fn ours(name: &[u8]) -> Option<Name> {
-    let at = OURS.iter().position(|ours| ours.as_bytes() == name)?;
-    u8::try_from(at).ok().map(Name::Ours)
+    // Asked of each header of each record; hardly any two have names of the same length.
+    let is_it = |at: &u8| OURS.get(usize::from(*at)).is_some_and(|ours| ours.as_bytes() == name);
+    BY_LENGTH.get(name.len())?.iter().copied().find(is_it).map(Name::Ours)
+}
+
+const LONGEST: usize = SOURCE_CONSUMER_GROUP.len();
+/// So many of our names have the same length, at most.
+const ALIKE: usize = 2;
+/// Places in [`OURS`], by the length of the name; `u8::MAX` where there is none.
+const BY_LENGTH: [[u8; ALIKE]; LONGEST + 1] = by_length();
+
+const fn by_length() -> [[u8; ALIKE]; LONGEST + 1] {
+    let mut table = [[u8::MAX; ALIKE]; LONGEST + 1];
+    let mut at = 0;
+    while at < OURS.len() {
+        let alike = &mut table[OURS[at].len()];
+        let mut free = 0;
+        // A name too long, or too many of one length, do not compile.
+        while alike[free] != u8::MAX {
+            free += 1;
+        }
+        alike[free] = at as u8;
+        at += 1;
+    }
+    table
 }
 
 /// A name to look for, so that each header costs a comparison of places where it can.
@@ -118,8 +141,8 @@ impl<'a> Header<'a> {
 /// Headers of one record, in order.
 ///
 /// Those that were read lie in one piece of memory, which is shared as a whole;
-/// those that were set lie in another. A copy costs one count of owners and two
-/// allocations, however many there are. Together they hold 4 GiB at most, thousands
+/// those that were set lie in another. A copy costs two allocations, however many there
+/// are, and one count of owners where they are large. Together they hold 4 GiB at most, thousands
 /// of times what a record may: a value beyond is left out.
 #[derive(Clone, Default)]
 pub struct Headers {
@@ -235,10 +258,18 @@ impl Headers {
     pub fn copy_of(&self, more: usize, mut keep: impl FnMut(Header<'_>) -> bool) -> Self {
         /// What ours take, about.
         const VALUE: usize = 24;
+        const FEW: usize = 512;
+        let entries = Vec::with_capacity(self.entries.len() + more);
+        // Few bytes are copied: an owner more of memory that other records lie in costs more.
+        if self.bytes <= FEW {
+            let own = Vec::with_capacity(self.bytes + more * VALUE);
+            let mut copy = Self { memory: Bytes::new(), own, entries, bytes: 0 };
+            self.entries.iter().filter(|entry| keep(self.lend(entry))).for_each(|entry| copy.push_from(self, *entry));
+            return copy;
+        }
         let mut own = Vec::with_capacity(self.own.len() + more * VALUE);
         own.extend_from_slice(&self.own);
-        let mut copy =
-            Self { memory: self.memory.clone(), own, entries: Vec::with_capacity(self.entries.len() + more), bytes: 0 };
+        let mut copy = Self { memory: self.memory.clone(), own, entries, bytes: 0 };
         self.entries.iter().filter(|entry| keep(self.lend(entry))).for_each(|entry| copy.push(*entry));
         copy
     }
@@ -332,6 +363,16 @@ impl Headers {
         let place = Place::own(&(start..start + bytes.len()))?;
         self.own.extend_from_slice(bytes);
         Some(place)
+    }
+
+    /// Adds a copy of another's header.
+    fn push_from(&mut self, other: &Self, entry: Entry) {
+        let name = match entry.name {
+            Name::Ours(place) => Name::Ours(place),
+            Name::At(place) => Name::At(self.keep(other.at(place)).unwrap_or_default()),
+        };
+        let value = entry.value.and_then(|place| self.keep(other.at(place)));
+        self.push(Entry { name, value });
     }
 
     fn push(&mut self, entry: Entry) {
@@ -459,6 +500,39 @@ mod tests {
         assert_eq!(names, ["foreign", "foreign", HOP]);
         assert_eq!(headers.get_i64(HOP), Some(2));
         assert_eq!(headers.get("foreign"), None);
+    }
+
+    #[test]
+    fn each_name_of_ours_is_known_by_its_place() {
+        for (at, name) in OURS.iter().enumerate() {
+            let found = ours(name.as_bytes());
+            assert!(matches!(found, Some(Name::Ours(place)) if usize::from(place) == at), "{name}");
+        }
+        for foreign in ["", "source_topics", "Source_topic", "pipedoc_hops", "a name that is longer than all of ours"] {
+            assert!(ours(foreign.as_bytes()).is_none(), "{foreign}");
+        }
+    }
+
+    #[test]
+    fn a_copy_says_the_same_whatever_its_size_and_outlives_what_it_is_of() {
+        for size in [1, 100, 2000] {
+            let mut memory = BytesMut::new();
+            let mut read = Reading::with_capacity(3);
+            read.push("foreign", Some(&vec![7; size]), &mut memory);
+            read.push("none", None, &mut memory);
+            read.push(HOP, Some(b"3"), &mut memory);
+            let mut headers = read.within(memory.freeze());
+            headers.set(VERSION, 12);
+            let mut copy = headers.copy_of(1, |header| header.name() != HOP);
+            drop(headers);
+            copy.set(HOP, 4);
+            assert_eq!(copy.get("foreign"), Some(vec![7; size].as_slice()), "{size}");
+            assert!(copy.contains("none") && copy.get("none").is_none(), "{size}");
+            assert_eq!((copy.get_i64(VERSION), copy.get_i64(HOP), copy.len()), (Some(12), Some(4), 4), "{size}");
+            let bytes: usize =
+                copy.iter().map(|header| header.name().len() + header.value().map_or(0, <[u8]>::len)).sum();
+            assert_eq!(copy.bytes(), bytes, "{size}");
+        }
     }
 
     #[test]

@@ -23,26 +23,26 @@ use crate::runtime::claims::{Lent, needs_hydration};
 #[derive(Debug, Clone)]
 pub struct Step {
     inner: Arc<StepInner>,
-    /// None where no runtime calls.
-    outputs: Option<Arc<Outputs>>,
     /// See [`Step::lanes`].
-    lanes: Arc<[u64]>,
-    /// None where no runtime calls.
-    events: Option<Events>,
+    lanes: Option<Arc<[u64]>>,
     /// See [`Step::hydrate`].
     claims: Option<Lent>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct StepInner {
     cluster: ClusterName,
     id: StepId,
     step_type: StepType,
     data: PathBuf,
     stopping: CancellationToken,
+    /// None where no runtime calls.
+    outputs: Option<Outputs>,
+    /// None where no runtime calls.
+    events: Option<Events>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Outputs {
     /// In the file's order.
     names: Vec<String>,
@@ -61,8 +61,8 @@ impl Step {
         data: PathBuf,
         stopping: CancellationToken,
     ) -> Self {
-        let inner = StepInner { cluster, id, step_type, data, stopping };
-        Self { inner: Arc::new(inner), outputs: None, lanes: Arc::default(), events: None, claims: None }
+        let inner = StepInner { cluster, id, step_type, data, stopping, outputs: None, events: None };
+        Self { inner: Arc::new(inner), lanes: None, claims: None }
     }
 
     /// A step as it was planned.
@@ -71,24 +71,30 @@ impl Step {
         let names = plan.outputs.iter().map(|output| output.name.clone()).collect();
         let topics = plan.outputs.iter().map(|output| &output.topic).chain(&plan.allowed_topics).cloned().collect();
         let step = Self::new(plan.cluster.clone(), plan.id.clone(), plan.step_type, data, stopping);
-        Self { outputs: Some(Arc::new(Outputs { names, topics })), ..step }
+        step.with(|inner| inner.outputs = Some(Outputs { names, topics }))
     }
 
     /// The same step with outputs of these names, for tests of modules.
     #[must_use]
     pub fn with_outputs(self, names: &[&str]) -> Self {
         let names = names.iter().map(|name| (*name).to_owned()).collect();
-        Self { outputs: Some(Arc::new(Outputs { names, topics: Vec::new() })), ..self }
+        self.with(|inner| inner.outputs = Some(Outputs { names, topics: Vec::new() }))
     }
 
     /// The same step, whose events can be heard there.
     pub(crate) fn hearing(self, events: Events) -> Self {
-        Self { events: Some(events), ..self }
+        self.with(|inner| inner.events = Some(events))
+    }
+
+    fn with(self, change: impl FnOnce(&mut StepInner)) -> Self {
+        let mut inner = Arc::unwrap_or_clone(self.inner);
+        change(&mut inner);
+        Self { inner: Arc::new(inner), ..self }
     }
 
     /// The same step, for a batch whose documents stand in these lanes.
     pub(crate) fn for_batch(&self, lanes: Vec<u64>) -> Self {
-        Self { lanes: lanes.into(), ..self.clone() }
+        Self { lanes: Some(lanes.into()), ..self.clone() }
     }
 
     /// The same step, for work that may read claims back.
@@ -137,7 +143,7 @@ impl Step {
     /// Names of the step's outputs, in the file's order. None where no runtime calls.
     #[must_use]
     pub fn outputs(&self) -> Option<&[String]> {
-        self.outputs.as_ref().map(|outputs| outputs.names.as_slice())
+        self.inner.outputs.as_ref().map(|outputs| outputs.names.as_slice())
     }
 
     /// Whether results may be sent to this name ([`Output::to`]): that of an output, its
@@ -146,7 +152,7 @@ impl Step {
     /// True where no runtime calls.
     #[must_use]
     pub fn has_output(&self, name: &str) -> bool {
-        self.outputs.as_ref().is_none_or(|outputs| {
+        self.inner.outputs.as_ref().is_none_or(|outputs| {
             outputs.names.iter().any(|known| known == name) || outputs.topics.iter().any(|topic| topic.as_str() == name)
         })
     }
@@ -162,7 +168,7 @@ impl Step {
     /// order; the numbers mean nothing else. Empty where no runtime calls.
     #[must_use]
     pub fn lanes(&self) -> &[u64] {
-        &self.lanes
+        self.lanes.as_deref().unwrap_or_default()
     }
 
     /// From now on, what happens in this step in this instance, but for each single
@@ -171,7 +177,7 @@ impl Step {
     #[must_use]
     pub fn events(&self) -> Subscription {
         // Of a stream that nobody holds, the subscription has ended.
-        let events = self.events.clone().unwrap_or_default();
+        let events = self.inner.events.clone().unwrap_or_default();
         events.subscribe().of_step(self.inner.id.clone())
     }
 

@@ -48,14 +48,13 @@ pub(super) enum State {
 pub(super) struct Programs {
     factory: Factory,
     layers: Layers,
-    concurrency: usize,
     most: usize,
     entries: Mutex<VecDeque<(Key, Arc<RwLock<State>>)>>,
 }
 
 impl Programs {
-    pub(super) fn new(factory: Factory, layers: Layers, concurrency: usize, most: usize) -> Self {
-        Self { factory, layers, concurrency, most, entries: Mutex::new(VecDeque::new()) }
+    pub(super) fn new(factory: Factory, layers: Layers, most: usize) -> Self {
+        Self { factory, layers, most, entries: Mutex::new(VecDeque::new()) }
     }
 
     /// The program for a configuration, opened now or before. Equal calls at the
@@ -71,9 +70,7 @@ impl Programs {
                 let (config, step) = wanted();
                 let program = self.factory.open(config, &step).await?;
                 let service = match &program {
-                    Program::Documents(documents) => {
-                        Some(Stack::new(Arc::clone(documents), &self.layers, self.concurrency, LONGEST))
-                    }
+                    Program::Documents(documents) => Some(Stack::new(Arc::clone(documents), &self.layers, LONGEST)),
                     Program::Connector(_) | Program::Records(_) => None,
                 };
                 *state = State::Open(Opened { step, service, program });

@@ -24,7 +24,7 @@ use super::error::Error;
 use super::programs::{InUse, Key, Opened, Programs};
 use crate::error::Result as ModuleResult;
 use crate::factory::Factory;
-use crate::layers::{self, Input, Layers};
+use crate::layers::{Input, Layers};
 use crate::module::{Deletion, Step};
 use crate::output::Output;
 use crate::runtime::process::panicked;
@@ -51,7 +51,7 @@ impl Service {
         kept_open: usize,
         stopping: CancellationToken,
     ) -> Self {
-        let programs = Programs::new(factory.clone(), layers, concurrency, kept_open);
+        let programs = Programs::new(factory.clone(), layers, kept_open);
         let room = Arc::new(Semaphore::new(concurrency));
         Self(Arc::new(Inner { factory, data, programs, concurrency, room, stopping }))
     }
@@ -158,10 +158,7 @@ impl Inner {
     async fn run(&self, opened: &Opened, input: Input, attempt: u32) -> Result<ModuleResult<Output>, Error> {
         let module = || self.factory.info().module.clone();
         let Some(service) = &opened.service else { return Err(Error::Records { module: module() }) };
-        let request = layers::Request { attempt, ..layers::Request::new(input, opened.step.clone()) };
-        let answer = service.call(request).await;
-        // One thing to do has one result.
-        Ok(answer.and_then(|results| results.into_iter().next().unwrap_or_else(|| Ok(Output::skip()))))
+        Ok(service.one(input, &opened.step, attempt, &tracing::Span::current()).await)
     }
 }
 

@@ -139,18 +139,19 @@ impl Claims {
         Ok(Some((value, Some(permit))))
     }
 
-    /// Writes to the store what is too large for a record, and encodes the rest.
-    pub(crate) async fn offload(&self, mut doc: PipeDoc) -> Result<Offloaded> {
+    /// Writes to the store what is too large for a record, and encodes the rest. Nothing
+    /// else is to be done with the document then.
+    pub(crate) async fn offload(&self, doc: &mut PipeDoc) -> Result<Offloaded> {
         for blob in &mut doc.blobs {
             self.offload_blob(blob).await?;
         }
         let mut claims: Vec<String> = doc.blobs.iter().filter_map(claim::of_blob).map(claim::text).collect();
-        if let Some(whole) = whole_claim(&doc)? {
+        if let Some(whole) = whole_claim(doc)? {
             claims.push(claim::text(&whole));
         }
         let mut value = Bytes::from(doc.encode_to_vec());
         if value.len() as u64 > self.threshold {
-            let (stub, claim) = self.shelve(value, doc).await?;
+            let (stub, claim) = self.shelve(value, std::mem::take(doc)).await?;
             claims.push(claim);
             value = stub;
         }

@@ -42,14 +42,22 @@ pub(crate) enum Stage {
     /// A task is at work on it.
     Working(AbortHandle),
     /// A task makes its dead letter.
-    Burying { task: AbortHandle, about: About, reason: Reason },
+    Burying { task: AbortHandle, obituary: Box<Obituary> },
     /// Its dead letter is made, and follows those of its lane that were sent before
     /// and may still be refused.
-    Buried { letter: Box<OutgoingRecord>, about: About, reason: Reason },
-    /// Its outputs are on their way; its lane goes on. `left`: some leave the pipeline.
-    Sending { about: About, sent: usize, left: bool, partial: Option<Box<str>> },
+    Buried { letter: Box<OutgoingRecord>, obituary: Box<Obituary> },
+    /// Its outputs are on their way; its lane goes on. `about`: none where the record itself
+    /// says it; `left`: some leave the pipeline.
+    Sending { about: Option<Box<About>>, sent: usize, left: bool, partial: Option<Box<str>> },
     /// Its dead letter is on its way.
-    SendingDeadLetter { about: About, reason: Reason },
+    SendingDeadLetter(Box<Obituary>),
+}
+
+/// What became a dead letter, and why.
+#[derive(Debug)]
+pub(crate) struct Obituary {
+    pub(crate) about: About,
+    pub(crate) reason: Reason,
 }
 
 impl Stage {
@@ -57,7 +65,7 @@ impl Stage {
     fn task(&self) -> Option<&AbortHandle> {
         match self {
             Self::Working(task) | Self::Burying { task, .. } => Some(task),
-            Self::Waiting | Self::Buried { .. } | Self::Sending { .. } | Self::SendingDeadLetter { .. } => None,
+            Self::Waiting | Self::Buried { .. } | Self::Sending { .. } | Self::SendingDeadLetter(_) => None,
         }
     }
 }

@@ -11,7 +11,7 @@ use std::task::{Context, Poll};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use futures::stream::{FuturesUnordered, StreamExt};
-use pipedoc_transport::log::{self, Delivered, OutgoingRecord, Producer, Receipt, Reports};
+use pipedoc_transport::log::{self, OutgoingRecord, Producer, Receipt, Reports};
 
 /// A send holds at most so many bytes of values, but at least one shipment.
 const BYTES_A_SEND: usize = 4 << 20;
@@ -20,9 +20,9 @@ const BYTES_A_SEND: usize = 4 << 20;
 #[derive(Debug)]
 pub(crate) struct Settled<T> {
     pub(crate) ticket: T,
-    /// Where the records lie; or the error that says most about all of them: one
-    /// that may pass before one that will not, as then all are sent again.
-    pub(crate) result: log::Result<Vec<Delivered>>,
+    /// The error that says most about all of them: one that may pass before one that
+    /// will not, as then all are sent again.
+    pub(crate) result: log::Result<()>,
 }
 
 /// Sends in order.
@@ -141,18 +141,16 @@ impl<T: Send + 'static> Outbox<T> {
 fn settle<T>(spans: Spans<T>, reports: Reports, settled: &mut Vec<Settled<T>>) {
     let mut reports = reports.into_iter();
     for Span { ticket, count, .. } in spans {
-        let mut delivered = Vec::with_capacity(count);
         let mut worst: Option<log::Error> = None;
         for _ in 0..count {
             // A report that is missing is one that says nothing good.
             let report = reports.next().unwrap_or(Err(log::Error::Closed { what: "producer" }));
             match report {
-                Ok(report) => delivered.push(report),
                 Err(error) if worst.as_ref().is_none_or(is_of_the_record) => worst = Some(error),
-                Err(_) => {}
+                Ok(_) | Err(_) => {}
             }
         }
-        settled.push(Settled { ticket, result: worst.map_or(Ok(delivered), Err) });
+        settled.push(Settled { ticket, result: worst.map_or(Ok(()), Err) });
     }
 }
 
@@ -186,11 +184,11 @@ mod tests {
         OutgoingRecord::new(Topic::new(topic).unwrap(), None, Some(vec![0; size].into()))
     }
 
-    async fn settle_all(outbox: &mut Outbox<u8>) -> Vec<(u8, log::Result<usize>)> {
+    async fn settle_all(outbox: &mut Outbox<u8>) -> Vec<(u8, log::Result<()>)> {
         let mut all = Vec::new();
         while !outbox.is_empty() {
             let settled = outbox.settled().await.into_iter();
-            all.extend(settled.map(|settled| (settled.ticket, settled.result.map(|delivered| delivered.len()))));
+            all.extend(settled.map(|settled| (settled.ticket, settled.result)));
         }
         all.sort_by_key(|(ticket, _)| *ticket);
         all
@@ -205,10 +203,10 @@ mod tests {
         outbox.push(4, vec![record("t", 2 << 20)]);
         outbox.push(5, vec![record("t", 10)]);
         let settled = settle_all(&mut outbox).await;
-        assert!(matches!(settled[0], (1, Ok(2))) && matches!(settled[1], (2, Ok(0))), "{settled:?}");
+        assert!(matches!(settled[0], (1, Ok(()))) && matches!(settled[1], (2, Ok(()))), "{settled:?}");
         assert!(matches!(settled[2], (3, Err(log::Error::UnknownTopic { .. }))), "{settled:?}");
         assert!(matches!(settled[3], (4, Err(log::Error::RecordTooLarge { .. }))), "{settled:?}");
-        assert!(matches!(settled[4], (5, Ok(1))), "{settled:?}");
+        assert!(matches!(settled[4], (5, Ok(()))), "{settled:?}");
         assert_eq!(outbox.bytes(), 0);
     }
 

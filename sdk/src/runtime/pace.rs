@@ -28,8 +28,12 @@ impl Pace {
     /// A document was worked on for so long, without waiting.
     pub(crate) fn worked(&self, elapsed: Duration) {
         // Tasks may overlap; whose count gets lost does not matter.
-        let row = if elapsed < QUICK { (self.0.load(Ordering::Relaxed) + 1).min(ENOUGH) } else { 0 };
-        self.0.store(row, Ordering::Relaxed);
+        let before = self.0.load(Ordering::Relaxed);
+        let row = if elapsed < QUICK { (before + 1).min(ENOUGH) } else { 0 };
+        // Written only when it changes: tasks on all cores come by here for each document.
+        if row != before {
+            self.0.store(row, Ordering::Relaxed);
+        }
     }
 
     /// A document had to wait for something.

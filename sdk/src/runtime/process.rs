@@ -1,10 +1,10 @@
-//! The stack around a module: span, panics, concurrency, timeout, the author's
-//! layers, the module.
+//! The stack around a module: span, panics, timeout, the author's layers, the module.
 //!
 //! ```text
-//! span ─▶ catch panic ─▶ concurrency ─▶ timeout ─▶ author's layers ─▶ module
+//! span ─▶ catch panic ─▶ timeout ─▶ author's layers ─▶ module
 //! ```
 //!
+//! How many are at work at once is bounded by whoever calls.
 //! Only the author's are `tower` services. A document passes through all of it, so
 //! what is always the same is plain code, and nothing is boxed where there are no
 //! layers. Knows documents; knows nothing of records.
@@ -12,68 +12,83 @@
 use std::any::Any;
 use std::future::poll_fn;
 use std::panic::AssertUnwindSafe;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use tokio::sync::Semaphore;
+use pipedoc_proto::PipeDoc;
 use tower::{Service, ServiceExt};
-use tracing::Instrument;
+use tracing::{Instrument, Span};
 
 use crate::error::{Error, Result};
 use crate::factory::Documents;
 use crate::layers::{Answer, BoxError, Failure, Input, Layers, ProcessService, Request, error_of, late};
+use crate::module::Step;
+use crate::output::Output;
 
-/// The stack around a module. Clones share the step's concurrency.
+/// The stack around a module.
 #[derive(Clone)]
 pub(crate) struct Stack {
     module: Arc<dyn Documents>,
     /// The author's layers around the module, if there are any.
     layered: Option<ProcessService>,
-    permits: Arc<Semaphore>,
     timeout: Duration,
 }
 
 impl Stack {
-    pub(crate) fn new(module: Arc<dyn Documents>, layers: &Layers, concurrency: usize, timeout: Duration) -> Self {
+    pub(crate) fn new(module: Arc<dyn Documents>, layers: &Layers, timeout: Duration) -> Self {
         let layered = (!layers.is_empty()).then(|| layers.around(ProcessService::new(Innermost(Arc::clone(&module)))));
-        let permits = Arc::new(Semaphore::new(concurrency.clamp(1, Semaphore::MAX_PERMITS)));
-        Self { module, layered, permits, timeout }
+        Self { module, layered, timeout }
     }
 
-    /// Runs a request through the stack. A panic is a permanent error, no answer in
-    /// time a retryable one.
-    pub(crate) async fn call(&self, request: Request) -> Result<Answer> {
-        let span = request.span.clone();
+    /// Runs one document or deletion through the stack. A panic is a permanent error, no
+    /// answer in time a retryable one.
+    pub(crate) async fn one(&self, input: Input, step: &Step, attempt: u32, span: &Span) -> Result<Output> {
         // Pinned where it lies: it is large, and would be moved into what is around it.
-        let bounded = pin!(self.bounded(request));
-        let work = AssertUnwindSafe(bounded).catch_unwind();
-        let done = if span.is_disabled() { work.await } else { work.instrument(span).await };
-        done.unwrap_or_else(|panic| Err(panicked(panic.as_ref())))
+        let work = pin!(async {
+            match (&self.layered, input) {
+                (None, Input::Document(doc)) => self.module.process(doc, step).await,
+                (None, Input::Deletion(deletion)) => self.module.deleted(deletion, step).await,
+                (_, input) => only(self.any(input, step, attempt, span).await?),
+            }
+        });
+        self.guarded(work, span).await
     }
 
-    async fn bounded(&self, request: Request) -> Result<Answer> {
-        let _permit = match self.permits.try_acquire() {
-            Ok(permit) => permit,
-            Err(_) => self.permits.acquire().await?,
-        };
-        let mut work = pin!(self.innermost(request));
-        // Most modules answer at once, and need no clock.
-        if let Poll::Ready(answer) = poll_fn(|context| Poll::Ready(work.as_mut().poll(context))).await {
-            return answer;
-        }
-        tokio::time::timeout(self.timeout, work).await.unwrap_or_else(|_| Err(late()))
+    /// The same for documents that share a batch.
+    pub(crate) async fn batch(&self, docs: Vec<PipeDoc>, step: &Step, attempt: u32, span: &Span) -> Result<Answer> {
+        let work = pin!(self.any(Input::Batch(docs), step, attempt, span));
+        self.guarded(work, span).await
     }
 
-    async fn innermost(&self, request: Request) -> Result<Answer> {
+    async fn any(&self, input: Input, step: &Step, attempt: u32, span: &Span) -> Result<Answer> {
+        let request = Request { input, step: step.clone(), attempt, span: span.clone() };
         match &self.layered {
             Some(service) => service.clone().oneshot(request).await.map_err(error_of),
             None => work(self.module.as_ref(), request).await,
         }
     }
+
+    async fn guarded<T>(&self, mut work: Pin<&mut impl Future<Output = Result<T>>>, span: &Span) -> Result<T> {
+        let bounded = async {
+            // Most modules answer at once, and need no clock.
+            if let Poll::Ready(answer) = poll_fn(|context| Poll::Ready(work.as_mut().poll(context))).await {
+                return answer;
+            }
+            tokio::time::timeout(self.timeout, work).await.unwrap_or_else(|_| Err(late()))
+        };
+        let work = AssertUnwindSafe(bounded).catch_unwind();
+        let done = if span.is_disabled() { work.await } else { work.instrument(span.clone()).await };
+        done.unwrap_or_else(|panic| Err(panicked(panic.as_ref())))
+    }
+}
+
+fn only(answer: Answer) -> Result<Output> {
+    let none = || Err(Error::permanent("the module's layers gave no result").with_kind("wrong-answer"));
+    answer.into_iter().next().unwrap_or_else(none)
 }
 
 async fn work(module: &dyn Documents, request: Request) -> Result<Answer> {

@@ -5,6 +5,7 @@
 use bytes::Bytes;
 use pipedoc_model::claim;
 use pipedoc_model::headers::{self, Headers};
+use pipedoc_model::names::Topic;
 use pipedoc_model::partition;
 use pipedoc_model::step::Format;
 use pipedoc_proto::PipeDoc;
@@ -15,23 +16,25 @@ use tracing::Span;
 use super::format;
 use super::hop::{self, root_id};
 use super::route::{Destination, Incoming};
+use super::topics::Facts;
 use super::work::{About, Failed, Fault, Job, Origin, Worked, Workshop};
 use crate::error::{Error, Result};
 use crate::output::{Content, Item, Output};
 
 /// What came of a record so far.
-pub(super) struct Made {
+pub(super) struct Made<'a> {
     records: Vec<OutgoingRecord>,
     partial: Option<Error>,
     unable: Vec<String>,
+    facts: &'a mut Facts,
 }
 
-impl Made {
-    fn new(partial: Option<Error>) -> Self {
-        Self { records: Vec::new(), partial, unable: Vec::new() }
+impl<'a> Made<'a> {
+    fn new(partial: Option<Error>, facts: &'a mut Facts) -> Self {
+        Self { records: Vec::new(), partial, unable: Vec::new(), facts }
     }
 
-    pub(super) fn about(self, about: About) -> Worked {
+    pub(super) fn about(self, about: Option<Box<About>>) -> Worked {
         Worked { about, records: self.records, partial: self.partial, unable: self.unable }
     }
 }
@@ -48,12 +51,15 @@ struct Values {
 }
 
 impl Values {
-    fn of(&self, format: Format) -> Option<Bytes> {
-        match format {
-            Format::Pipedoc => self.pipedoc.clone(),
-            Format::Json => self.json.clone(),
-            Format::Raw => self.raw.clone(),
-        }
+    /// The form that one of the outputs wants; `more` of them are to come, and may want
+    /// it as well.
+    fn take(&mut self, format: Format, more: bool) -> Option<Bytes> {
+        let form = match format {
+            Format::Pipedoc => &mut self.pipedoc,
+            Format::Json => &mut self.json,
+            Format::Raw => &mut self.raw,
+        };
+        if more { form.clone() } else { form.take() }
     }
 }
 
@@ -62,25 +68,32 @@ struct Outgoing<'a> {
     headers: Headers,
     /// The incoming record's key.
     key: Option<&'a [u8]>,
-    origin: &'a Origin,
+    origin: &'a Origin<'a>,
 }
 
 impl Outgoing<'_> {
     fn incoming(&self) -> Incoming<'_> {
-        let foreign = self.origin.foreign.then_some(self.origin.id.as_str());
+        let foreign = self.origin.foreign.then_some(self.origin.id.as_ref());
         Incoming { headers: &self.headers, key: self.key, foreign }
     }
 }
 
 impl Workshop {
     /// Makes records of what the module gave.
-    pub(super) async fn finish(&self, job: &Job, origin: &Origin, output: Output, span: &Span) -> Result<Made, Fault> {
+    pub(super) async fn finish<'a>(
+        &self,
+        job: &Job,
+        origin: &Origin<'_>,
+        output: Output,
+        span: &Span,
+        facts: &'a mut Facts,
+    ) -> Result<Made<'a>, Fault> {
         let mut base = hop::next(&job.record, &hop::Source::new(&job.source, &self.plan.group));
         write_trace(span, &mut base);
         if origin.told {
             base.remove(headers::FORMAT);
         }
-        let mut made = Made::new(output.partial);
+        let mut made = Made::new(output.partial, facts);
         let key = job.record.key.as_deref();
         let split = output.items.iter().any(|item| is_part_of(item, &origin.id)).then(|| base.clone());
         let mut items = output.items.into_iter().peekable();
@@ -102,15 +115,15 @@ impl Workshop {
         &self,
         headers: &Headers,
         key: Option<&[u8]>,
-        origin: &Origin,
-        made: &mut Made,
+        origin: &Origin<'_>,
+        made: &mut Made<'_>,
     ) -> Result<(), Fault> {
         if origin.version <= 1 {
             return Ok(());
         }
         for (name, topic) in self.router.outputs() {
             let told = made.records.iter().any(|record| record.topic == *topic);
-            let info = self.topics.get(topic).await.ok().flatten();
+            let info = made.facts.of(&self.topics, topic).await;
             // Parts were never taken there.
             let compacted = info.is_some_and(|info| info.settings.compact == Some(true));
             if !told && !compacted {
@@ -132,16 +145,17 @@ impl Workshop {
         let about = About { document: root_id(&id).to_owned(), version, tombstone };
         let mut headers = hop::first(hop::now_millis());
         write_trace(span, &mut headers);
-        let mut made = Made::new(None);
-        let origin = Origin::new(&id, version, None);
+        let mut facts = Facts::default();
+        let mut made = Made::new(None, &mut facts);
+        let origin = Origin::new(id.as_str(), version, None);
         let outgoing = Outgoing { headers, key: Some(id.as_bytes()), origin: &origin };
         match self.send_on(Item { content, to: None }, outgoing, &mut made).await {
-            Ok(()) => Ok(made.about(about)),
+            Ok(()) => Ok(made.about(Some(Box::new(about)))),
             Err(fault) => Err(fault.about(about)),
         }
     }
 
-    async fn send_on(&self, item: Item, outgoing: Outgoing<'_>, made: &mut Made) -> Result<(), Fault> {
+    async fn send_on(&self, item: Item, outgoing: Outgoing<'_>, made: &mut Made<'_>) -> Result<(), Fault> {
         let to = item.to.as_deref();
         let version = outgoing.origin.version;
         match item.content {
@@ -161,7 +175,7 @@ impl Workshop {
         mut doc: PipeDoc,
         to: Option<&str>,
         mut outgoing: Outgoing<'_>,
-        made: &mut Made,
+        made: &mut Made<'_>,
     ) -> Result<(), Fault> {
         if doc.id.is_empty() {
             return Err(Error::permanent("the module gave a document without id").with_kind("no-id").into());
@@ -173,11 +187,11 @@ impl Workshop {
         }
         hop::set_identity(&mut outgoing.headers, &doc.id, doc.version);
         outgoing.headers.remove(headers::CLAIM);
-        let values = self.values(doc, &destinations).await?;
+        let values = self.values(&mut doc, &destinations).await?;
         for claim in &values.claims {
             outgoing.headers.append(headers::CLAIM, Some(Bytes::copy_from_slice(claim.as_bytes())));
         }
-        self.write(destinations, outgoing, Some(values), made).await?;
+        self.write(destinations, outgoing, values, made).await?;
         Ok(())
     }
 
@@ -187,7 +201,7 @@ impl Workshop {
         version: i64,
         to: Option<&str>,
         mut outgoing: Outgoing<'_>,
-        made: &mut Made,
+        made: &mut Made<'_>,
     ) -> Result<(), Fault> {
         if id.is_empty() {
             return Err(Error::permanent("the module gave a deletion without id").with_kind("no-id").into());
@@ -196,19 +210,19 @@ impl Workshop {
         made.unable.extend(unable);
         hop::set_identity(&mut outgoing.headers, id, version);
         outgoing.headers.remove(headers::CLAIM);
-        self.write(destinations, outgoing, None, made).await?;
+        self.write(destinations, outgoing, Values::default(), made).await?;
         Ok(())
     }
 
     /// Encodes a document as its destinations want it.
-    async fn values(&self, doc: PipeDoc, destinations: &[Destination]) -> Result<Values, Fault> {
+    async fn values(&self, doc: &mut PipeDoc, destinations: &[Destination]) -> Result<Values, Fault> {
         let wanted = |format| destinations.iter().any(|destination| destination.format == format);
         let mut values = Values { is_part: !doc.parent_id.is_empty(), ..Values::default() };
         if wanted(Format::Raw) {
-            values.raw = Some(format::raw(&doc)?);
+            values.raw = Some(format::raw(doc)?);
         }
         if wanted(Format::Json) {
-            values.json = Some(format::json(&doc)?);
+            values.json = Some(format::json(doc)?);
             values.claims = doc.blobs.iter().filter_map(claim::of_blob).map(claim::text).collect();
         }
         if wanted(Format::Pipedoc) {
@@ -219,31 +233,30 @@ impl Workshop {
         Ok(values)
     }
 
-    /// Adds a record for each destination: of the document's values, or a tombstone.
+    /// Adds a record for each destination: of the document's values, or a tombstone where
+    /// there are none.
     async fn write(
         &self,
         destinations: Vec<Destination>,
         outgoing: Outgoing<'_>,
-        values: Option<Values>,
-        made: &mut Made,
+        mut values: Values,
+        made: &mut Made<'_>,
     ) -> Result<()> {
         let mut headers = outgoing.headers;
-        let is_part = values.as_ref().is_some_and(|values| values.is_part);
         let mut destinations = destinations.into_iter().peekable();
-        while let Some(destination) = destinations.next() {
-            let value = values.as_ref().and_then(|values| values.of(destination.format));
-            let topic = self.topics.get(&destination.topic).await.ok().flatten();
-            let compacted = topic.as_ref().is_some_and(|topic| topic.settings.compact == Some(true));
-            if compacted || destination.compacted {
-                takes_latest(&destination, is_part, &headers)?;
+        while let Some(Destination { topic: name, format, compacted, key }) = destinations.next() {
+            let more = destinations.peek().is_some();
+            let value = values.take(format, more);
+            let topic = made.facts.of(&self.topics, &name).await;
+            if compacted || topic.is_some_and(|topic| topic.settings.compact == Some(true)) {
+                takes_latest(&name, key.as_deref(), values.is_part, &headers)?;
             }
-            let Destination { topic: name, key, .. } = destination;
-            self.topics.check_size(&name, topic.as_deref(), key.as_deref(), value.as_deref(), &headers)?;
+            self.topics.check_size(&name, topic, key.as_deref(), value.as_deref(), &headers)?;
             let partition = match (&key, outgoing.origin.partition, topic) {
                 (None, Some(source), Some(topic)) => Some(partition::for_source(source, topic.partitions)),
                 _ => None,
             };
-            let headers = if destinations.peek().is_some() { headers.clone() } else { std::mem::take(&mut headers) };
+            let headers = if more { headers.clone() } else { std::mem::take(&mut headers) };
             made.records.push(OutgoingRecord { topic: name, partition, timestamp: None, key, value, headers });
         }
         Ok(())
@@ -255,16 +268,15 @@ fn is_part_of(item: &Item, id: &str) -> bool {
 }
 
 /// Whether a compacted topic would keep what is written, as the latest form.
-fn takes_latest(destination: &Destination, is_part: bool, headers: &Headers) -> Result<()> {
+fn takes_latest(topic: &Topic, key: Option<&[u8]>, is_part: bool, headers: &Headers) -> Result<()> {
     let id = headers.get_str(headers::DOCUMENT_ID).unwrap_or_default();
-    let topic = &destination.topic;
     if is_part {
         return Err(Error::permanent(format!(
             "{id} is a part, and {topic} is compacted: of all parts of a document only the last would remain"
         ))
         .with_kind("part-to-compacted"));
     }
-    if destination.key.is_none() {
+    if key.is_none() {
         return Err(Error::permanent(format!("{id} has no key here, and {topic} is compacted, which needs one"))
             .with_kind("no-key-to-compacted"));
     }
@@ -272,7 +284,7 @@ fn takes_latest(destination: &Destination, is_part: bool, headers: &Headers) -> 
 }
 
 /// Steps keep the version: a document that says none has its origin's.
-fn inherit(doc: &mut PipeDoc, origin: &Origin) {
+fn inherit(doc: &mut PipeDoc, origin: &Origin<'_>) {
     if doc.version == 0 {
         doc.version = origin.version;
     }

@@ -404,9 +404,7 @@ async fn run_once(
         given => given,
     };
     let service = match program {
-        Program::Documents(module) => {
-            Some(process::Stack::new(Arc::clone(module), &around.layers, concurrency, plan.timeout))
-        }
+        Program::Documents(module) => Some(process::Stack::new(Arc::clone(module), &around.layers, plan.timeout)),
         Program::Connector(_) | Program::Records(_) => None,
     };
     let shop = Arc::new(Workshop {

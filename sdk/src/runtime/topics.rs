@@ -79,6 +79,24 @@ impl Topics {
     }
 }
 
+/// What was found out about topics, for work that ends before an answer gets old.
+#[derive(Default)]
+pub(crate) struct Facts(Vec<(Topic, Option<Arc<TopicInfo>>)>);
+
+impl Facts {
+    /// What is known of a topic, if anything: asked for once.
+    pub(crate) async fn of(&mut self, topics: &Topics, topic: &Topic) -> Option<&TopicInfo> {
+        let at = match self.0.iter().position(|(known, _)| known == topic) {
+            Some(at) => at,
+            None => {
+                self.0.push((topic.clone(), topics.get(topic).await.ok().flatten()));
+                self.0.len() - 1
+            }
+        };
+        self.0.get(at)?.1.as_deref()
+    }
+}
+
 fn limit_of(info: Option<&TopicInfo>) -> usize {
     let limit = info.and_then(|info| info.settings.max_message_bytes);
     limit.and_then(|limit| usize::try_from(limit).ok()).unwrap_or(size::DEFAULT_LIMIT)

@@ -4,6 +4,7 @@
 //! Runs in a task of its own, many at once. Knows nothing of windows, lanes or
 //! attempts; says only what became of this one.
 
+use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 use std::pin::pin;
 use std::sync::Arc;
@@ -26,11 +27,14 @@ use super::pace::Pace;
 use super::process::Stack;
 use super::results::Made;
 use super::route::Router;
-use super::topics::Topics;
+use super::topics::{Facts, Topics};
 use crate::error::{Error, Result, ResultExt};
-use crate::layers::{Input, Request};
+use crate::layers::Input;
 use crate::module::{Deletion, Step};
 use crate::output::Output;
+
+/// A document of so many bytes is small.
+const SMALL: usize = 4 << 10;
 
 /// All that the work of a step needs.
 pub(crate) struct Workshop {
@@ -60,7 +64,8 @@ pub(crate) struct Job {
 /// What came of a record.
 #[derive(Debug)]
 pub(crate) struct Worked {
-    pub(crate) about: About,
+    /// None where the record itself says it.
+    pub(crate) about: Option<Box<About>>,
     pub(crate) records: Vec<OutgoingRecord>,
     /// What was lost although the rest is good.
     pub(crate) partial: Option<Error>,
@@ -106,15 +111,15 @@ impl About {
 }
 
 /// A record decoded, with what hydrating it holds in memory until it is done.
-struct Ready {
+struct Ready<'a> {
     input: Input,
-    origin: Origin,
+    origin: Origin<'a>,
     _hydrated: Option<tokio::sync::OwnedSemaphorePermit>,
 }
 
 /// What results inherit.
-pub(super) struct Origin {
-    pub(super) id: String,
+pub(super) struct Origin<'a> {
+    pub(super) id: Cow<'a, str>,
     pub(super) version: i64,
     /// The record is one of another system.
     pub(super) foreign: bool,
@@ -124,9 +129,9 @@ pub(super) struct Origin {
     pub(super) told: bool,
 }
 
-impl Origin {
-    pub(super) fn new(id: &str, version: i64, partition: Option<i32>) -> Self {
-        Self { id: id.to_owned(), version, foreign: false, partition, told: false }
+impl<'a> Origin<'a> {
+    pub(super) fn new(id: impl Into<Cow<'a, str>>, version: i64, partition: Option<i32>) -> Self {
+        Self { id: id.into(), version, foreign: false, partition, told: false }
     }
 }
 
@@ -149,27 +154,31 @@ impl From<Error> for Fault {
 
 impl Workshop {
     /// Works on one record.
-    pub(crate) async fn one(&self, job: &Job) -> Result<Worked, Failed> {
-        let mut about = About::default();
+    pub(crate) async fn one(&self, job: &Job, facts: &mut Facts) -> Result<Worked, Failed> {
+        let mut about = None;
         let span = self.span(job);
         let result = {
             // Some kilobytes, which stay where they are: moved about, they cost as much as a small module.
-            let work = pin!(self.work(job, &mut about, &span));
+            let work = pin!(self.work(job, &mut about, &span, facts));
             if span.is_disabled() { work.await } else { work.instrument(span.clone()).await }
         };
         match result {
-            Ok(made) => Ok(made.about(about)),
-            Err(fault) if about.document.is_empty() => Err(fault.about(About::of(&job.record))),
-            Err(fault) => Err(fault.about(about)),
+            Ok(made) => Ok(made.about(about.map(Box::new))),
+            Err(fault) => Err(fault.about(about.unwrap_or_else(|| About::of(&job.record)))),
         }
     }
 
-    async fn work(&self, job: &Job, about: &mut About, span: &Span) -> Result<Made, Fault> {
+    async fn work<'a>(
+        &self,
+        job: &Job,
+        about: &mut Option<About>,
+        span: &Span,
+        facts: &'a mut Facts,
+    ) -> Result<Made<'a>, Fault> {
         let ready = self.ready(job, about, true).await?;
         let step = self.step_at_work();
-        let answer = self.call(ready.input, step.clone(), job.attempt, span).await?;
-        let output = answer.into_iter().next().unwrap_or_else(|| Err(no_answer()))?;
-        self.finish(job, &ready.origin, output, span).await
+        let output = self.stack()?.one(ready.input, &step, job.attempt, span).await?;
+        self.finish(job, &ready.origin, output, span, facts).await
     }
 
     /// Works on records that share a batch; one result for each, in order.
@@ -180,9 +189,9 @@ impl Workshop {
         let span = jobs.first().map_or_else(Span::none, |job| self.span(job));
         let work = async {
             let mut results = Vec::with_capacity(jobs.len());
-            let mut failed_lanes = HashSet::new();
+            let (mut failed_lanes, mut facts) = (HashSet::new(), Facts::default());
             while let Some(rest) = jobs.get(results.len()..).filter(|rest| !rest.is_empty()) {
-                results.extend(self.piece(rest, &mut failed_lanes, &span).await);
+                results.extend(self.piece(rest, &mut failed_lanes, &span, &mut facts).await);
             }
             results
         };
@@ -196,10 +205,11 @@ impl Workshop {
         jobs: &[Job],
         failed_lanes: &mut HashSet<LaneId>,
         span: &Span,
+        facts: &mut Facts,
     ) -> Vec<Result<Worked, Failed>> {
         let (mut ready, mut abouts) = (Vec::new(), Vec::new());
         for job in jobs {
-            let mut about = About::of(&job.record);
+            let mut about = None;
             match self.ready(job, &mut about, ready.is_empty()).await {
                 Err(Fault::NoRoom) => break,
                 result => ready.push(result),
@@ -213,7 +223,7 @@ impl Workshop {
         for (((job, ready), output), about) in jobs.iter().zip(ready).zip(outputs).zip(abouts) {
             let made = match (ready, output) {
                 (Err(fault), _) => Err(fault),
-                (Ok(ready), Some(Ok(output))) => self.finish(job, &ready.origin, output, span).await,
+                (Ok(ready), Some(Ok(output))) => self.finish(job, &ready.origin, output, span, facts).await,
                 (Ok(_), Some(Err(fault))) => Err(fault),
                 (Ok(_), None) => Err(Fault::Own(no_answer())),
             };
@@ -221,8 +231,8 @@ impl Workshop {
                 failed_lanes.insert(job.lane);
             }
             results.push(match made {
-                Ok(made) => Ok(made.about(about)),
-                Err(fault) => Err(fault.about(about)),
+                Ok(made) => Ok(made.about(about.map(Box::new))),
+                Err(fault) => Err(fault.about(about.unwrap_or_else(|| About::of(&job.record)))),
             });
         }
         results
@@ -233,7 +243,7 @@ impl Workshop {
     async fn call_batch(
         &self,
         jobs: &[Job],
-        ready: &mut [Result<Ready, Fault>],
+        ready: &mut [Result<Ready<'_>, Fault>],
         failed_lanes: &mut HashSet<LaneId>,
         step: &Step,
         span: &Span,
@@ -260,8 +270,10 @@ impl Workshop {
                     if failed_lanes.contains(&job.lane) {
                         continue;
                     }
-                    let answer = self.call(Input::Deletion(deletion), step.clone(), attempt, span).await;
-                    let answer = answer.and_then(|all| all.into_iter().next().unwrap_or_else(|| Err(no_answer())));
+                    let answer = match self.stack() {
+                        Ok(stack) => stack.one(Input::Deletion(deletion), step, attempt, span).await,
+                        Err(error) => Err(error),
+                    };
                     outputs[at] = Some(answer.map_err(Fault::Own));
                 }
                 Input::Batch(_) => {}
@@ -285,7 +297,11 @@ impl Workshop {
         }
         let (places, docs): (Vec<usize>, Vec<PipeDoc>) = docs.into_iter().unzip();
         let step = step.for_batch(places.iter().filter_map(|place| Some(jobs.get(*place)?.lane)).collect());
-        let error = match self.call(Input::Batch(docs), step, attempt, span).await {
+        let answer = match self.stack() {
+            Ok(stack) => stack.batch(docs, &step, attempt, span).await,
+            Err(error) => Err(error),
+        };
+        let error = match answer {
             Ok(results) if results.len() == places.len() => {
                 for (place, result) in places.into_iter().zip(results) {
                     outputs[place] = Some(result.map_err(Fault::Own));
@@ -320,19 +336,16 @@ impl Workshop {
 
     /// The step as the module sees it while it works: with LAZY it may ask for claims.
     /// To be held until what came of it is finished.
-    fn step_at_work(&self) -> Step {
+    fn step_at_work(&self) -> Cow<'_, Step> {
         match self.plan.hydration {
-            Hydration::Lazy => self.step.with_claims(Lent::new(Arc::clone(&self.claims))),
-            Hydration::Eager | Hydration::Never => self.step.clone(),
+            Hydration::Lazy => Cow::Owned(self.step.with_claims(Lent::new(Arc::clone(&self.claims)))),
+            Hydration::Eager | Hydration::Never => Cow::Borrowed(&self.step),
         }
     }
 
-    async fn call(&self, input: Input, step: Step, attempt: u32, span: &Span) -> Result<Vec<Result<Output>>> {
-        let Some(service) = &self.service else {
-            return Err(Error::permanent("this module takes no documents").with_kind("wrong-module"));
-        };
-        let request = Request { input, step, attempt, span: span.clone() };
-        service.call(request).await
+    fn stack(&self) -> Result<&Stack> {
+        let missing = || Error::permanent("this module takes no documents").with_kind("wrong-module");
+        self.service.as_ref().ok_or_else(missing)
     }
 
     /// A hop of the record's trace, where somebody takes spans of single records:
@@ -346,7 +359,7 @@ impl Workshop {
     }
 
     /// Decodes a record and reads its claims back.
-    async fn ready(&self, job: &Job, about: &mut About, waits: bool) -> Result<Ready, Fault> {
+    async fn ready<'a>(&self, job: &'a Job, about: &mut Option<About>, waits: bool) -> Result<Ready<'a>, Fault> {
         let record = &job.record;
         self.check_hops(record)?;
         let told = self.formats.of(&job.source.topic, record);
@@ -356,9 +369,9 @@ impl Workshop {
         let partition = Some(job.source.partition);
         let Some(value) = &record.value else {
             let id = hop::document_id(record).ok_or_else(nameless)?;
-            *about = About::of(record);
-            let origin = Origin { told: told.by_header, ..Origin::new(&id, hop::version(record), partition) };
-            let input = Input::Deletion(Deletion { id, version: origin.version });
+            let version = hop::version(record);
+            let origin = Origin { told: told.by_header, ..Origin::new(id.clone(), version, partition) };
+            let input = Input::Deletion(Deletion { id, version });
             return Ok(Ready { input, origin, _hydrated: None });
         };
         let mut doc = decode(value)?;
@@ -371,20 +384,31 @@ impl Workshop {
         if doc.id.is_empty() {
             return Err(Error::permanent("the document has no id").with_kind("decode").into());
         }
-        about.document = root_id(&doc.id).to_owned();
-        about.version = doc.version;
-        let origin = Origin { told: told.by_header, ..Origin::new(&doc.id, doc.version, partition) };
+        let said = record.headers.get_str(headers::DOCUMENT_ID).filter(|id| *id == doc.id);
+        if said.is_none() || hop::version(record) != doc.version {
+            let document = root_id(&doc.id).to_owned();
+            *about = Some(About { document, version: doc.version, tombstone: false });
+        }
+        let id = said.map_or_else(|| Cow::Owned(doc.id.clone()), Cow::Borrowed);
+        let origin = Origin { told: told.by_header, ..Origin::new(id, doc.version, partition) };
         Ok(Ready { input: Input::Document(doc), origin, _hydrated: hydrated })
     }
 
     /// Makes a document of a record of another system.
-    async fn foreign(&self, job: &Job, told: Told, about: &mut About, waits: bool) -> Result<Ready, Fault> {
+    async fn foreign<'a>(
+        &self,
+        job: &'a Job,
+        told: Told,
+        about: &mut Option<About>,
+        waits: bool,
+    ) -> Result<Ready<'a>, Fault> {
         let record = &job.record;
         let Identity { id, by_place } = format::identity(record, &job.source);
         let version = hop::version(record);
-        *about = About { document: root_id(&id).to_owned(), version, tombstone: record.value.is_none() };
-        let origin =
-            Origin { foreign: true, told: told.by_header, ..Origin::new(&id, version, Some(job.source.partition)) };
+        let document = root_id(&id).to_owned();
+        *about = Some(About { document, version, tombstone: record.value.is_none() });
+        let place = Some(job.source.partition);
+        let origin = Origin { foreign: true, told: told.by_header, ..Origin::new(id.clone(), version, place) };
         let Some(value) = &record.value else {
             if by_place {
                 return Err(nameless().into());
@@ -437,10 +461,10 @@ fn decode(value: &Bytes) -> Result<PipeDoc> {
     if value.is_empty() {
         return Err(Error::permanent("the value is empty; a PipeDoc has at least an id").with_kind("decode"));
     }
-    PipeDoc::decode(value.clone())
-        .permanent()
-        .context("the value is no PipeDoc")
-        .map_err(|error| error.with_kind("decode"))
+    // Blobs of a small one are copied: an owner more of the memory that it lies in, which
+    // tasks on all cores share with it, costs more.
+    let decoded = if value.len() > SMALL { PipeDoc::decode(value.clone()) } else { PipeDoc::decode(&**value) };
+    decoded.permanent().context("the value is no PipeDoc").map_err(|error| error.with_kind("decode"))
 }
 
 fn nameless() -> Error {
@@ -448,5 +472,5 @@ fn nameless() -> Error {
 }
 
 fn no_answer() -> Error {
-    Error::permanent("the module's layers gave no result").with_kind("wrong-answer")
+    Error::permanent("the module gave no result").with_kind("wrong-answer")
 }

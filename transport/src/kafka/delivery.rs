@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -47,6 +47,8 @@ pub(super) struct Deliveries {
     open: Mutex<Open>,
     /// Some record was settled: there is room, or a batch is done.
     settled: Notify,
+    /// How many wait for that.
+    waiting: AtomicUsize,
     /// No record is without a report any more, or one has failed.
     all_settled: Notify,
     /// A record has timed out, and none was written since.
@@ -80,6 +82,22 @@ struct Batch {
     done: oneshot::Sender<Reports>,
 }
 
+/// Counts as one that waits until it is dropped.
+struct Waiting<'a>(&'a AtomicUsize);
+
+impl<'a> Waiting<'a> {
+    fn new(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(count)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 /// A batch that is being sent. Dropped before its end, the batch is forgotten:
 /// nobody holds its receipt.
 pub(super) struct Sending<'a> {
@@ -100,6 +118,7 @@ impl Deliveries {
             who,
             open: Mutex::default(),
             settled: Notify::new(),
+            waiting: AtomicUsize::new(0),
             all_settled: Notify::new(),
             timed_out: AtomicBool::new(false),
             may_not_write: AtomicBool::new(false),
@@ -119,6 +138,7 @@ impl Deliveries {
     /// Waits until some record was settled, for a moment at most.
     pub(super) async fn room(&self) {
         // A report between the caller's look and this call goes unnoticed; hence the bound.
+        let _waiting = Waiting::new(&self.waiting);
         let _ = tokio::time::timeout(Duration::from_millis(20), self.settled.notified()).await;
     }
 
@@ -231,7 +251,9 @@ impl Deliveries {
             open.awaited = false;
             self.all_settled.notify_one();
         }
-        open.failed = open.failed.take().or(failure);
+        if failure.is_some() && open.failed.is_none() {
+            open.failed = failure;
+        }
         if let Some(batch) = done {
             let missing = || Err(Error::Closed { what: "producer" });
             let reports = batch.reports.into_iter().map(|report| report.unwrap_or_else(missing)).collect();
@@ -314,6 +336,9 @@ impl ProducerContext for WriterContext {
             Err((error, message)) => Err(self.0.failure(message.topic(), message.partition(), error.clone())),
         };
         self.0.settle((ticket >> 16) as u64, Some((ticket & (BATCH_RECORDS - 1), report)));
-        self.0.settled.notify_waiters();
+        // Rarely does anybody wait, and each record comes by here.
+        if self.0.waiting.load(Ordering::Relaxed) > 0 {
+            self.0.settled.notify_waiters();
+        }
     }
 }

@@ -89,8 +89,10 @@ impl KafkaProducer {
     /// Who writes a record. A key stays with its partition's client, so that its
     /// records stay in order.
     fn post(&self, record: &OutgoingRecord, facts: &Facts) -> Post {
-        let partition = partition_of(record, facts).unwrap_or(0);
-        let number = usize::try_from(partition).unwrap_or(0) % self.clients;
+        let number = match self.clients {
+            1 => 0,
+            clients => usize::try_from(partition_of(record, facts).unwrap_or(0)).unwrap_or(0) % clients,
+        };
         Post { batch_bytes: batch_bytes(facts.limit, self.batch_bytes), number }
     }
 
@@ -119,15 +121,17 @@ impl KafkaProducer {
 
     /// Sends at most [`BATCH_RECORDS`].
     async fn send_some(&self, records: &[OutgoingRecord]) -> Result<Receipt> {
-        let facts = facts_of(&self.log.topics, records).await;
+        let known = Known::of(&self.log.topics, records).await;
         let sending = self.deliveries.begin(records.len());
         // Looked up once in a batch: the same few are asked for again and again.
         let mut writers: Vec<(Post, Arc<Writer>)> = Vec::new();
-        for (place, (record, facts)) in records.iter().zip(facts).enumerate() {
-            let sent = match facts.and_then(|facts| check(record, &facts).map(|()| self.post(record, &facts))) {
+        for (place, record) in records.iter().enumerate() {
+            let sent = match known
+                .facts(&record.topic)
+                .and_then(|facts| check(record, &facts).map(|()| self.post(record, &facts)))
+            {
                 Ok(post) => {
-                    let known = writers.iter().position(|(of, _)| *of == post);
-                    let at = match known {
+                    let at = match writers.iter().position(|(of, _)| *of == post) {
                         Some(at) => at,
                         None => {
                             writers.push((post, self.writer(post)?));
@@ -179,23 +183,29 @@ impl Drop for KafkaProducer {
     }
 }
 
-/// What is known of each record's topic.
-pub(super) async fn facts_of(topics: &Arc<Topics>, records: &[OutgoingRecord]) -> Vec<Result<Facts>> {
-    let mut facts = Vec::with_capacity(records.len());
-    // Batches go to few topics, mostly to one: the last one found is the first looked at.
-    let mut known: Vec<(&Topic, Result<Facts>)> = Vec::new();
-    for record in records {
-        let found = match known.iter().rev().find(|(topic, _)| **topic == record.topic) {
-            Some((_, found)) => found.clone(),
-            None => {
-                let found = topics.facts(&record.topic).await;
-                known.push((&record.topic, found.clone()));
-                found
+/// What is known of the topics of a batch's records.
+pub(super) struct Known<'a>(Vec<(&'a Topic, Result<Facts>)>);
+
+impl<'a> Known<'a> {
+    pub(super) async fn of(topics: &Arc<Topics>, records: &'a [OutgoingRecord]) -> Self {
+        let mut known = Self(Vec::new());
+        for OutgoingRecord { topic, .. } in records {
+            if known.find(topic).is_none() {
+                known.0.push((topic, topics.facts(topic).await));
             }
-        };
-        facts.push(found);
+        }
+        known
     }
-    facts
+
+    /// What is known of one of the topics.
+    pub(super) fn facts(&self, topic: &Topic) -> Result<Facts> {
+        self.find(topic).unwrap_or_else(|| Err(Error::UnknownTopic { topic: topic.clone() }))
+    }
+
+    /// Batches go to few topics, mostly to one: the last one found is the first looked at.
+    fn find(&self, topic: &Topic) -> Option<Result<Facts>> {
+        self.0.iter().rev().find(|(known, _)| *known == topic).map(|(_, facts)| facts.clone())
+    }
 }
 
 /// Where a record goes, by what is known of its topic. `None`: anywhere.

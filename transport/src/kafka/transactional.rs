@@ -27,7 +27,7 @@ use super::consumer::Membership;
 use super::contact::Contact;
 use super::delivery::{BATCH_RECORDS, Deliveries, WriterContext};
 use super::failure::Attempt;
-use super::producer::{batch_bytes, check, facts_of, partition_of, retire, send_when_room};
+use super::producer::{Known, batch_bytes, check, partition_of, retire, send_when_room};
 use super::topics::Facts;
 use super::writer::Writer;
 use super::{KafkaLog, blocking, groups, settings};
@@ -171,7 +171,8 @@ impl KafkaTransactional {
     }
 
     async fn try_send(&mut self, records: &[OutgoingRecord]) -> Result<()> {
-        let facts: Vec<Facts> = facts_of(&self.log.topics, records).await.into_iter().collect::<Result<_>>()?;
+        let known = Known::of(&self.log.topics, records).await;
+        let facts: Vec<Facts> = records.iter().map(|record| known.facts(&record.topic)).collect::<Result<_>>()?;
         let mut narrowest = self.batch_bytes;
         for (record, facts) in records.iter().zip(&facts) {
             check(record, facts)?;

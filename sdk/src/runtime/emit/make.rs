@@ -52,7 +52,8 @@ pub(super) async fn make(shop: &Arc<Workshop>, board: &Board, emission: Emission
     loop {
         match shop.bring_in(copy(&content), version, &span).await {
             Ok(worked) => {
-                return Made { emission, about: worked.about, came: Ok((worked.records, worked.unable)) };
+                let about = worked.about.map_or_else(About::default, |about| *about);
+                return Made { emission, about, came: Ok((worked.records, worked.unable)) };
             }
             Err(failed) if failed.patient => {
                 failures = failures.saturating_add(1);

@@ -18,6 +18,7 @@ use crate::error::Error;
 use crate::event::Event;
 use crate::runtime::deliveries::Stage;
 use crate::runtime::lanes::DeliveryId;
+use crate::runtime::work::About;
 
 impl Pump {
     /// Whether records are committed before they are worked on.
@@ -49,8 +50,13 @@ impl Pump {
     /// What was sent for a delivery may be there or not.
     pub(super) fn lost(&mut self, id: DeliveryId, error: log::Error) {
         let Some(delivery) = self.deliveries.get(id) else { return };
-        let (Stage::Sending { about, .. } | Stage::SendingDeadLetter { about, .. }) = &delivery.stage else { return };
-        let (document, source) = (about.document.clone(), Arc::clone(&delivery.source));
+        let document = match &delivery.stage {
+            Stage::Sending { about: None, .. } => About::of(&delivery.record).document,
+            Stage::Sending { about: Some(about), .. } => about.document.clone(),
+            Stage::SendingDeadLetter(obituary) => obituary.about.document.clone(),
+            Stage::Waiting | Stage::Working(_) | Stage::Burying { .. } | Stage::Buried { .. } => return,
+        };
+        let source = Arc::clone(&delivery.source);
         let error = Error::from(error).context(format!("sending for {source} failed, and is not tried again"));
         self.board.trouble(&error);
         self.board.failed();

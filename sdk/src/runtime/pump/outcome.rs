@@ -12,7 +12,7 @@ use super::task::{self, Signal};
 use crate::error::Error;
 use crate::event::Event;
 use crate::runtime::dead_letter::Reason;
-use crate::runtime::deliveries::{Delivery, Stage};
+use crate::runtime::deliveries::{Delivery, Obituary, Stage};
 use crate::runtime::lanes::{DeliveryId, LaneId};
 use crate::runtime::outbox::{Settled, is_of_the_record};
 use crate::runtime::retry;
@@ -36,7 +36,8 @@ impl Pump {
     pub(super) fn take(&mut self, signal: Signal) {
         match signal {
             Signal::Worked(ids, results) => self.worked(ids, results),
-            Signal::Row { results, goes_on } => {
+            Signal::Row { results, goes_on, spent } => {
+                drop(spent);
                 if !goes_on {
                     self.lanes.work_ended();
                 }
@@ -113,8 +114,9 @@ impl Pump {
 
     fn succeeded(&mut self, id: DeliveryId, worked: Worked) {
         let Some(delivery) = self.deliveries.get_mut(id) else { return };
+        let about = || worked.about.as_deref().cloned().unwrap_or_else(|| About::of(&delivery.record));
         for output in worked.unable {
-            self.board.event(&Event::DeletionEnded { document: worked.about.document.clone(), output });
+            self.board.event(&Event::DeletionEnded { document: about().document, output });
         }
         // Counted as early as failures are: acknowledgements come late, and many at once.
         self.breaker.done(1);
@@ -178,7 +180,7 @@ impl Pump {
                 let reason = Reason::new(error, delivery.attempts);
                 let source = Arc::clone(&delivery.source);
                 let task = task::bury(&self.shop, &self.board, id, record, source, reason.clone(), &self.signaller);
-                delivery.stage = Stage::Burying { task, about, reason };
+                delivery.stage = Stage::Burying { task, obituary: Box::new(Obituary { about, reason }) };
             }
         }
     }
@@ -198,22 +200,23 @@ impl Pump {
             return self.lanes.leave(lane, id);
         }
         let Some(delivery) = self.deliveries.get_mut(id) else { return };
-        let Stage::Burying { about, reason, .. } = std::mem::replace(&mut delivery.stage, Stage::Waiting) else {
+        let Stage::Burying { obituary, .. } = std::mem::replace(&mut delivery.stage, Stage::Waiting) else {
             return;
         };
         let letter = match letter {
             Some(Ok(letter)) => letter,
-            Some(Err(error)) => return self.unburied(id, about, &error),
+            Some(Err(error)) => return self.unburied(id, obituary.about, &error),
             None => {
                 // The task ended without its letter: begin again.
                 let record = Arc::clone(&delivery.record);
                 let source = Arc::clone(&delivery.source);
-                let task = task::bury(&self.shop, &self.board, id, record, source, reason.clone(), &self.signaller);
-                delivery.stage = Stage::Burying { task, about, reason };
+                let reason = obituary.reason.clone();
+                let task = task::bury(&self.shop, &self.board, id, record, source, reason, &self.signaller);
+                delivery.stage = Stage::Burying { task, obituary };
                 return;
             }
         };
-        delivery.stage = Stage::Buried { letter: Box::new(letter), about, reason };
+        delivery.stage = Stage::Buried { letter: Box::new(letter), obituary };
         let lane = delivery.lane;
         self.deliveries.hold(lane, id);
         self.send_letters(lane);
@@ -227,8 +230,8 @@ impl Pump {
             self.deliveries.arrived(lane, id);
             let Some(delivery) = self.deliveries.get_mut(id) else { continue };
             match std::mem::replace(&mut delivery.stage, Stage::Waiting) {
-                Stage::Buried { letter, about, reason } => {
-                    delivery.stage = Stage::SendingDeadLetter { about, reason };
+                Stage::Buried { letter, obituary } => {
+                    delivery.stage = Stage::SendingDeadLetter(obituary);
                     self.send(id, vec![*letter]);
                     self.lanes.leave(lane, id);
                 }
@@ -256,15 +259,22 @@ impl Pump {
         match std::mem::replace(&mut delivery.stage, Stage::Waiting) {
             Stage::Sending { about, sent, left, partial } => {
                 self.board.done();
-                if let Some(error) = partial {
-                    self.board.event(&Event::Partial { document: about.document.clone(), error: error.into() });
+                let heeded = self.board.heeds_documents();
+                if heeded || partial.is_some() {
+                    let about = about.map_or_else(|| About::of(&delivery.record), |about| *about);
+                    let About { document, tombstone, .. } = about;
+                    if let Some(error) = partial {
+                        self.board.event(&Event::Partial { document: document.clone(), error: error.into() });
+                    }
+                    if heeded {
+                        self.board.event(&Event::Done { document, sent, left, tombstone });
+                    }
                 }
-                let About { document, tombstone, .. } = about;
-                self.board.event(&Event::Done { document, sent, left, tombstone });
                 self.is_settled(id);
             }
-            Stage::SendingDeadLetter { about, reason } => {
+            Stage::SendingDeadLetter(obituary) => {
                 self.board.failed();
+                let Obituary { about, reason } = *obituary;
                 let Reason { kind, message, .. } = reason;
                 let About { document, version, .. } = about;
                 self.board.event(&Event::DeadLetter { document, version, kind: kind.to_owned(), error: message });
@@ -295,7 +305,7 @@ impl Pump {
     pub(super) fn refused_for_good(&mut self, id: DeliveryId, error: log::Error) {
         let Some(delivery) = self.deliveries.get_mut(id) else { return };
         let Stage::Sending { about, .. } = &delivery.stage else { return };
-        let about = about.clone();
+        let about = about.as_deref().cloned().unwrap_or_else(|| About::of(&delivery.record));
         self.breaker.undone(1);
         delivery.attempts += 1;
         let kind = match error {

@@ -19,7 +19,7 @@ use tokio::time::Instant;
 use super::Pump;
 use crate::error::Error;
 use crate::event::Event;
-use crate::runtime::deliveries::Stage;
+use crate::runtime::deliveries::{Obituary, Stage};
 use crate::runtime::lanes::DeliveryId;
 use crate::runtime::status::{PauseReason, PausedPartition, StepState};
 use crate::runtime::work::About;
@@ -59,7 +59,8 @@ impl Pump {
     /// What is said of a delivery whose dead letter the log has refused as too large.
     pub(super) fn unwritable(&self, id: DeliveryId, error: &log::Error) -> Option<(About, Error)> {
         let delivery = self.deliveries.get(id)?;
-        let Stage::SendingDeadLetter { about, reason } = &delivery.stage else { return None };
+        let Stage::SendingDeadLetter(obituary) = &delivery.stage else { return None };
+        let Obituary { about, reason } = obituary.as_ref();
         let who = format!("{}@{}", delivery.source, delivery.record.offset);
         Some((about.clone(), dead_letter::unwritable(who, error, reason)?))
     }

@@ -20,6 +20,7 @@ use crate::runtime::lanes::DeliveryId;
 use crate::runtime::pace;
 use crate::runtime::retry;
 use crate::runtime::status::Board;
+use crate::runtime::topics::Facts;
 use crate::runtime::work::{About, Failed, Job, Worked, Workshop};
 
 /// What a task tells the pump.
@@ -29,8 +30,9 @@ pub(crate) enum Signal {
     /// task was dropped.
     Worked(Vec<DeliveryId>, Option<Vec<Result<Worked, Failed>>>),
     /// Of a row: what became of these; nothing of those that were not begun. It may
-    /// go on with another one.
-    Row { results: Vec<(DeliveryId, Option<Result<Worked, Failed>>)>, goes_on: bool },
+    /// go on with another one. `spent` are its jobs, given back to be dropped: their owners
+    /// are counted where the pump keeps them.
+    Row { results: Vec<(DeliveryId, Option<Result<Worked, Failed>>)>, goes_on: bool, spent: Vec<(DeliveryId, Job)> },
     /// A dead letter is made, or can never be written; neither, when the task was
     /// dropped.
     Buried(DeliveryId, Option<Result<OutgoingRecord, Error>>),
@@ -80,33 +82,35 @@ pub(super) fn work_in_a_row(
 ) -> AbortHandle {
     let (shop, signaller) = (Arc::clone(shop), signaller.clone());
     let not_begun = jobs.iter().map(|(id, _)| (*id, None)).collect();
-    let mut promise = Promise::new(&signaller, Signal::Row { results: not_begun, goes_on: false });
+    let mut promise = Promise::new(&signaller, Signal::Row { results: not_begun, goes_on: false, spent: Vec::new() });
     let row = async move {
         let began = Instant::now();
         let mut now = began;
         let mut results = Vec::with_capacity(jobs.len());
-        let mut failed_lanes = HashSet::new();
-        let mut jobs = jobs.into_iter();
-        while let Some((id, job)) = jobs.next() {
+        let (mut failed_lanes, mut facts) = (HashSet::new(), Facts::default());
+        let mut rest = jobs.iter();
+        while let Some((id, job)) = rest.next() {
+            let id = *id;
             if failed_lanes.contains(&job.lane) || now.duration_since(began) > pace::LONG_ROW {
                 results.push((id, None));
                 continue;
             }
-            let work = pin!(shop.one(&job));
+            let work = pin!(shop.one(job, &mut facts));
             let mut work = AssertUnwindSafe(work).catch_unwind();
             let result = match poll_fn(|context| Poll::Ready(work.poll_unpin(context))).await {
                 Poll::Ready(result) => {
                     let before = std::mem::replace(&mut now, Instant::now());
                     shop.pace.worked(now.duration_since(before));
-                    result.unwrap_or_else(|_| Err(dropped(&job)))
+                    result.unwrap_or_else(|_| Err(dropped(job)))
                 }
                 Poll::Pending => {
                     shop.pace.waited();
-                    results.extend(jobs.map(|(id, _)| (id, None)));
-                    promise.replace(Signal::Row { results: vec![(id, None)], goes_on: false });
-                    let _ = signaller.send(Signal::Row { results, goes_on: true });
-                    let result = work.await.unwrap_or_else(|_| Err(dropped(&job)));
-                    return promise.keep(Signal::Row { results: vec![(id, Some(result))], goes_on: false });
+                    results.extend(rest.map(|(id, _)| (*id, None)));
+                    promise.replace(Signal::Row { results: vec![(id, None)], goes_on: false, spent: Vec::new() });
+                    let _ = signaller.send(Signal::Row { results, goes_on: true, spent: Vec::new() });
+                    let result = work.await.unwrap_or_else(|_| Err(dropped(job)));
+                    let results = vec![(id, Some(result))];
+                    return promise.keep(Signal::Row { results, goes_on: false, spent: Vec::new() });
                 }
             };
             if result.is_err() {
@@ -115,7 +119,7 @@ pub(super) fn work_in_a_row(
             results.push((id, Some(result)));
         }
         drop(shop);
-        promise.keep(Signal::Row { results, goes_on: false });
+        promise.keep(Signal::Row { results, goes_on: false, spent: jobs });
     };
     tokio::spawn(row.in_current_span()).abort_handle()
 }
@@ -141,7 +145,8 @@ pub(super) fn work(
         let results = match jobs.as_slice() {
             [job] if !batch => {
                 let began = Instant::now();
-                let mut work = pin!(shop.one(job));
+                let mut facts = Facts::default();
+                let mut work = pin!(shop.one(job, &mut facts));
                 match poll_fn(|context| Poll::Ready(work.as_mut().poll(context))).await {
                     Poll::Ready(result) => {
                         shop.pace.worked(began.elapsed());
