@@ -142,7 +142,7 @@ impl<'a> Header<'a> {
 ///
 /// Those that were read lie in one piece of memory, which is shared as a whole;
 /// those that were set lie in another. A copy costs two allocations, however many there
-/// are, and one count of owners where they are large. Together they hold 4 GiB at most, thousands
+/// are, and mostly one count of owners. Together they hold 4 GiB at most, thousands
 /// of times what a record may: a value beyond is left out.
 #[derive(Clone, Default)]
 pub struct Headers {

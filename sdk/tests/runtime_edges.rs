@@ -6,9 +6,11 @@
 mod bed;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bed::*;
+use pipedoc_model::headers;
 use pipedoc_model::names::ClusterName;
 use pipedoc_model::step::{Batch, ControlState, StepPlan, StepType};
 use pipedoc_proto::PipeDoc;
@@ -185,6 +187,75 @@ async fn a_partition_that_returns_before_its_grace_is_over_is_worked_on() {
     })
     .await;
     bed.drained("s").await;
+}
+
+/// Counts how many documents it works on at once.
+struct Crowd;
+
+static INSIDE: AtomicUsize = AtomicUsize::new(0);
+static MOST: AtomicUsize = AtomicUsize::new(0);
+
+impl Module for Crowd {
+    type Config = Nothing;
+    const NAME: &'static str = "crowd";
+
+    async fn open(_: Nothing, _: &Step) -> Result<Self> {
+        Ok(Self)
+    }
+
+    async fn process(&self, doc: PipeDoc, _: &Step) -> Result<Output> {
+        MOST.fetch_max(INSIDE.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        INSIDE.fetch_sub(1, Ordering::SeqCst);
+        Ok(doc.into())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn as_many_documents_are_at_work_at_once_as_the_step_says_and_no_more() {
+    let bed = Bed::with(Arc::new(MemoryLog::new()), vec![Factory::module::<Crowd>()], Layers::new());
+    topics(&bed, 2).await;
+    bed.send("in", (0..20).map(|n| doc(&format!("d{n}"), ""))).await;
+    bed.apply(&[StepPlan { module: "crowd".parse().unwrap(), concurrency: 3, ..plan("s") }]);
+    bed.await_records("out", 20).await;
+    assert_eq!(MOST.load(Ordering::SeqCst), 3);
+}
+
+/// Panics when its work is dropped.
+struct Brittle;
+
+struct Glass;
+
+impl Drop for Glass {
+    fn drop(&mut self) {
+        panic!("it broke");
+    }
+}
+
+impl Module for Brittle {
+    type Config = Nothing;
+    const NAME: &'static str = "brittle";
+
+    async fn open(_: Nothing, _: &Step) -> Result<Self> {
+        Ok(Self)
+    }
+
+    async fn process(&self, _: PipeDoc, _: &Step) -> Result<Output> {
+        let _glass = Glass;
+        std::future::pending().await
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn work_that_panics_when_it_is_late_is_the_documents_own_failure() {
+    let bed = Bed::with(Arc::new(MemoryLog::new()), vec![Factory::module::<Brittle>()], Layers::new());
+    topics(&bed, 1).await;
+    bed.send("in", [doc("a", "")]).await;
+    bed.apply(&[StepPlan { module: "brittle".parse().unwrap(), ..plan("s") }]);
+    let letter = bed.await_records(DEAD, 1).await.remove(0);
+    assert_eq!(letter.header(headers::ERROR_TYPE), Some("panic"));
+    assert_eq!(letter.header(headers::SOURCE_ATTEMPTS), Some("1"), "it is permanent");
+    assert!(letter.header(headers::ERROR_MESSAGE).unwrap().contains("it broke"));
 }
 
 #[tokio::test(start_paused = true)]

@@ -10,7 +10,6 @@
 //! layers. Knows documents; knows nothing of records.
 
 use std::any::Any;
-use std::future::poll_fn;
 use std::panic::AssertUnwindSafe;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -49,19 +48,25 @@ impl Stack {
     pub(crate) async fn one(&self, input: Input, step: &Step, attempt: u32, span: &Span) -> Result<Output> {
         // Pinned where it lies: it is large, and would be moved into what is around it.
         let work = pin!(async {
-            match (&self.layered, input) {
-                (None, Input::Document(doc)) => self.module.process(doc, step).await,
-                (None, Input::Deletion(deletion)) => self.module.deleted(deletion, step).await,
-                (_, input) => only(self.any(input, step, attempt, span).await?),
-            }
+            let work = pin!(async {
+                match (&self.layered, input) {
+                    (None, Input::Document(doc)) => self.module.process(doc, step).await,
+                    (None, Input::Deletion(deletion)) => self.module.deleted(deletion, step).await,
+                    (_, input) => only(self.any(input, step, attempt, span).await?),
+                }
+            });
+            self.in_time(work).await
         });
-        self.guarded(work, span).await
+        guarded(work, span).await
     }
 
     /// The same for documents that share a batch.
     pub(crate) async fn batch(&self, docs: Vec<PipeDoc>, step: &Step, attempt: u32, span: &Span) -> Result<Answer> {
-        let work = pin!(self.any(Input::Batch(docs), step, attempt, span));
-        self.guarded(work, span).await
+        let work = pin!(async {
+            let work = pin!(self.any(Input::Batch(docs), step, attempt, span));
+            self.in_time(work).await
+        });
+        guarded(work, span).await
     }
 
     async fn any(&self, input: Input, step: &Step, attempt: u32, span: &Span) -> Result<Answer> {
@@ -72,18 +77,20 @@ impl Stack {
         }
     }
 
-    async fn guarded<T>(&self, mut work: Pin<&mut impl Future<Output = Result<T>>>, span: &Span) -> Result<T> {
-        let bounded = async {
-            // Most modules answer at once, and need no clock.
-            if let Poll::Ready(answer) = poll_fn(|context| Poll::Ready(work.as_mut().poll(context))).await {
-                return answer;
-            }
-            tokio::time::timeout(self.timeout, work).await.unwrap_or_else(|_| Err(late()))
-        };
-        let work = AssertUnwindSafe(bounded).catch_unwind();
-        let done = if span.is_disabled() { work.await } else { work.instrument(span.clone()).await };
-        done.unwrap_or_else(|panic| Err(panicked(panic.as_ref())))
+    async fn in_time<T>(&self, mut work: Pin<&mut impl Future<Output = Result<T>>>) -> Result<T> {
+        // Most modules answer at once, and need no clock.
+        if let Poll::Ready(answer) = futures::poll!(work.as_mut()) {
+            return answer;
+        }
+        tokio::time::timeout(self.timeout, work).await.unwrap_or_else(|_| Err(late()))
     }
+}
+
+/// Does work in its span. A panic in it, or in what it drops, is an error.
+async fn guarded<T>(work: Pin<&mut impl Future<Output = Result<T>>>, span: &Span) -> Result<T> {
+    let work = AssertUnwindSafe(work).catch_unwind();
+    let done = if span.is_disabled() { work.await } else { work.instrument(span.clone()).await };
+    done.unwrap_or_else(|panic| Err(panicked(panic.as_ref())))
 }
 
 fn only(answer: Answer) -> Result<Output> {

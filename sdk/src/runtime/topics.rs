@@ -79,21 +79,27 @@ impl Topics {
     }
 }
 
-/// What was found out about topics, for work that ends before an answer gets old.
+/// What was found out about topics, for work that ends before an answer gets old: it is
+/// forgotten by whatever waits.
 #[derive(Default)]
-pub(crate) struct Facts(Vec<(Topic, Option<Arc<TopicInfo>>)>);
+pub(crate) struct Facts(Vec<(Topic, Arc<TopicInfo>)>);
 
 impl Facts {
-    /// What is known of a topic, if anything: asked for once.
+    /// What is known of a topic, if anything. Asked for once, unless nothing is known.
     pub(crate) async fn of(&mut self, topics: &Topics, topic: &Topic) -> Option<&TopicInfo> {
         let at = match self.0.iter().position(|(known, _)| known == topic) {
             Some(at) => at,
             None => {
-                self.0.push((topic.clone(), topics.get(topic).await.ok().flatten()));
+                self.0.push((topic.clone(), topics.get(topic).await.ok().flatten()?));
                 self.0.len() - 1
             }
         };
-        self.0.get(at)?.1.as_deref()
+        self.0.get(at).map(|(_, info)| info.as_ref())
+    }
+
+    /// Trusts none of it any more.
+    pub(crate) fn forget(&mut self) {
+        self.0.clear();
     }
 }
 

@@ -8,6 +8,7 @@ use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 use std::pin::pin;
 use std::sync::Arc;
+use std::task::Poll;
 
 use bytes::Bytes;
 use pipedoc_model::headers;
@@ -114,7 +115,7 @@ impl About {
 struct Ready<'a> {
     input: Input,
     origin: Origin<'a>,
-    _hydrated: Option<tokio::sync::OwnedSemaphorePermit>,
+    hydrated: Option<tokio::sync::OwnedSemaphorePermit>,
 }
 
 /// What results inherit.
@@ -175,10 +176,20 @@ impl Workshop {
         span: &Span,
         facts: &'a mut Facts,
     ) -> Result<Made<'a>, Fault> {
-        let ready = self.ready(job, about, true).await?;
-        let step = self.step_at_work();
-        let output = self.stack()?.one(ready.input, &step, job.attempt, span).await?;
-        self.finish(job, &ready.origin, output, span, facts).await
+        let mut work = pin!(async {
+            let Ready { input, origin, hydrated } = self.ready(job, about, true).await?;
+            let step = self.step_at_work();
+            let output = self.stack()?.one(input, &step, job.attempt, span).await?;
+            Ok::<_, Fault>((output, origin, hydrated, step))
+        });
+        let (output, origin, _hydrated, _step) = match futures::poll!(work.as_mut()) {
+            Poll::Ready(done) => done?,
+            Poll::Pending => {
+                facts.forget();
+                work.await?
+            }
+        };
+        self.finish(job, &origin, output, span, facts).await
     }
 
     /// Works on records that share a batch; one result for each, in order.
@@ -189,9 +200,9 @@ impl Workshop {
         let span = jobs.first().map_or_else(Span::none, |job| self.span(job));
         let work = async {
             let mut results = Vec::with_capacity(jobs.len());
-            let (mut failed_lanes, mut facts) = (HashSet::new(), Facts::default());
+            let mut failed_lanes = HashSet::new();
             while let Some(rest) = jobs.get(results.len()..).filter(|rest| !rest.is_empty()) {
-                results.extend(self.piece(rest, &mut failed_lanes, &span, &mut facts).await);
+                results.extend(self.piece(rest, &mut failed_lanes, &span).await);
             }
             results
         };
@@ -205,7 +216,6 @@ impl Workshop {
         jobs: &[Job],
         failed_lanes: &mut HashSet<LaneId>,
         span: &Span,
-        facts: &mut Facts,
     ) -> Vec<Result<Worked, Failed>> {
         let (mut ready, mut abouts) = (Vec::new(), Vec::new());
         for job in jobs {
@@ -219,11 +229,11 @@ impl Workshop {
         let jobs = &jobs[..ready.len()];
         let step = self.step_at_work();
         let outputs = self.call_batch(jobs, &mut ready, failed_lanes, &step, span).await;
-        let mut results = Vec::with_capacity(jobs.len());
+        let (mut results, mut facts) = (Vec::with_capacity(jobs.len()), Facts::default());
         for (((job, ready), output), about) in jobs.iter().zip(ready).zip(outputs).zip(abouts) {
             let made = match (ready, output) {
                 (Err(fault), _) => Err(fault),
-                (Ok(ready), Some(Ok(output))) => self.finish(job, &ready.origin, output, span, facts).await,
+                (Ok(ready), Some(Ok(output))) => self.finish(job, &ready.origin, output, span, &mut facts).await,
                 (Ok(_), Some(Err(fault))) => Err(fault),
                 (Ok(_), None) => Err(Fault::Own(no_answer())),
             };
@@ -372,7 +382,7 @@ impl Workshop {
             let version = hop::version(record);
             let origin = Origin { told: told.by_header, ..Origin::new(id.clone(), version, partition) };
             let input = Input::Deletion(Deletion { id, version });
-            return Ok(Ready { input, origin, _hydrated: None });
+            return Ok(Ready { input, origin, hydrated: None });
         };
         let mut doc = decode(value)?;
         let mut hydrated = None;
@@ -391,7 +401,7 @@ impl Workshop {
         }
         let id = said.map_or_else(|| Cow::Owned(doc.id.clone()), Cow::Borrowed);
         let origin = Origin { told: told.by_header, ..Origin::new(id, doc.version, partition) };
-        Ok(Ready { input: Input::Document(doc), origin, _hydrated: hydrated })
+        Ok(Ready { input: Input::Document(doc), origin, hydrated })
     }
 
     /// Makes a document of a record of another system.
@@ -413,7 +423,7 @@ impl Workshop {
             if by_place {
                 return Err(nameless().into());
             }
-            return Ok(Ready { input: Input::Deletion(Deletion { id, version }), origin, _hydrated: None });
+            return Ok(Ready { input: Input::Deletion(Deletion { id, version }), origin, hydrated: None });
         };
         let (mut value, mut hydrated) = (value.clone(), None);
         // A dead letter that was too large for its topic.
@@ -423,7 +433,7 @@ impl Workshop {
             (value, hydrated) = (whole, permit);
         }
         let doc = format::decode(told.format, &value, id, record)?;
-        Ok(Ready { input: Input::Document(doc), origin, _hydrated: hydrated })
+        Ok(Ready { input: Input::Document(doc), origin, hydrated })
     }
 
     fn check_hops(&self, record: &Record) -> Result<()> {

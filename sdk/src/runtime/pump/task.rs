@@ -1,7 +1,6 @@
 //! The tasks beside the pump, and the signals they come back with.
 
 use std::collections::HashSet;
-use std::future::poll_fn;
 use std::panic::AssertUnwindSafe;
 use std::pin::pin;
 use std::sync::Arc;
@@ -30,9 +29,9 @@ pub(crate) enum Signal {
     /// task was dropped.
     Worked(Vec<DeliveryId>, Option<Vec<Result<Worked, Failed>>>),
     /// Of a row: what became of these; nothing of those that were not begun. It may
-    /// go on with another one. `spent` are its jobs, given back to be dropped: their owners
-    /// are counted where the pump keeps them.
-    Row { results: Vec<(DeliveryId, Option<Result<Worked, Failed>>)>, goes_on: bool, spent: Vec<(DeliveryId, Job)> },
+    /// go on with another one. `spent` are the jobs that are over, to be dropped where the
+    /// pump counts their other owners.
+    Row { results: Vec<(DeliveryId, Option<Result<Worked, Failed>>)>, goes_on: bool, spent: Vec<Job> },
     /// A dead letter is made, or can never be written; neither, when the task was
     /// dropped.
     Buried(DeliveryId, Option<Result<OutgoingRecord, Error>>),
@@ -88,38 +87,45 @@ pub(super) fn work_in_a_row(
         let mut now = began;
         let mut results = Vec::with_capacity(jobs.len());
         let (mut failed_lanes, mut facts) = (HashSet::new(), Facts::default());
-        let mut rest = jobs.iter();
-        while let Some((id, job)) = rest.next() {
-            let id = *id;
+        let mut spent = Vec::with_capacity(jobs.len());
+        let mut jobs = jobs.into_iter();
+        while let Some((id, job)) = jobs.next() {
             if failed_lanes.contains(&job.lane) || now.duration_since(began) > pace::LONG_ROW {
                 results.push((id, None));
+                spent.push(job);
                 continue;
             }
-            let work = pin!(shop.one(job, &mut facts));
-            let mut work = AssertUnwindSafe(work).catch_unwind();
-            let result = match poll_fn(|context| Poll::Ready(work.poll_unpin(context))).await {
-                Poll::Ready(result) => {
-                    let before = std::mem::replace(&mut now, Instant::now());
-                    shop.pace.worked(now.duration_since(before));
-                    result.unwrap_or_else(|_| Err(dropped(job)))
-                }
-                Poll::Pending => {
-                    shop.pace.waited();
-                    results.extend(rest.map(|(id, _)| (*id, None)));
-                    promise.replace(Signal::Row { results: vec![(id, None)], goes_on: false, spent: Vec::new() });
-                    let _ = signaller.send(Signal::Row { results, goes_on: true, spent: Vec::new() });
-                    let result = work.await.unwrap_or_else(|_| Err(dropped(job)));
-                    let results = vec![(id, Some(result))];
-                    return promise.keep(Signal::Row { results, goes_on: false, spent: Vec::new() });
+            let result = {
+                let work = pin!(shop.one(&job, &mut facts));
+                let mut work = AssertUnwindSafe(work).catch_unwind();
+                match futures::poll!(&mut work) {
+                    Poll::Ready(result) => {
+                        let before = std::mem::replace(&mut now, Instant::now());
+                        shop.pace.worked(now.duration_since(before));
+                        result.unwrap_or_else(|_| Err(dropped(&job)))
+                    }
+                    Poll::Pending => {
+                        shop.pace.waited();
+                        for (id, job) in jobs {
+                            results.push((id, None));
+                            spent.push(job);
+                        }
+                        promise.replace(Signal::Row { results: vec![(id, None)], goes_on: false, spent: Vec::new() });
+                        let _ = signaller.send(Signal::Row { results, goes_on: true, spent });
+                        let result = work.await.unwrap_or_else(|_| Err(dropped(&job)));
+                        let results = vec![(id, Some(result))];
+                        return promise.keep(Signal::Row { results, goes_on: false, spent: Vec::new() });
+                    }
                 }
             };
             if result.is_err() {
                 failed_lanes.insert(job.lane);
             }
             results.push((id, Some(result)));
+            spent.push(job);
         }
         drop(shop);
-        promise.keep(Signal::Row { results, goes_on: false, spent: jobs });
+        promise.keep(Signal::Row { results, goes_on: false, spent });
     };
     tokio::spawn(row.in_current_span()).abort_handle()
 }
@@ -146,8 +152,8 @@ pub(super) fn work(
             [job] if !batch => {
                 let began = Instant::now();
                 let mut facts = Facts::default();
-                let mut work = pin!(shop.one(job, &mut facts));
-                match poll_fn(|context| Poll::Ready(work.as_mut().poll(context))).await {
+                let mut work = pin!(shop.one(&job, &mut facts));
+                match futures::poll!(work.as_mut()) {
                     Poll::Ready(result) => {
                         shop.pace.worked(began.elapsed());
                         vec![result]
