@@ -152,7 +152,7 @@ pub(super) fn work(
             [job] if !batch => {
                 let began = Instant::now();
                 let mut facts = Facts::default();
-                let mut work = pin!(shop.one(&job, &mut facts));
+                let mut work = pin!(shop.one(job, &mut facts));
                 match futures::poll!(work.as_mut()) {
                     Poll::Ready(result) => {
                         shop.pace.worked(began.elapsed());
