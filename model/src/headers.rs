@@ -258,19 +258,21 @@ impl Headers {
     pub fn copy_of(&self, more: usize, mut keep: impl FnMut(Header<'_>) -> bool) -> Self {
         /// What ours take, about.
         const VALUE: usize = 24;
+        /// So many bytes are copied: an owner more of memory that other records lie in
+        /// costs more.
         const FEW: usize = 512;
         let entries = Vec::with_capacity(self.entries.len() + more);
-        // Few bytes are copied: an owner more of memory that other records lie in costs more.
+        let kept = self.entries.iter().filter(|entry| keep(self.lend(entry)));
         if self.bytes <= FEW {
             let own = Vec::with_capacity(self.bytes + more * VALUE);
             let mut copy = Self { memory: Bytes::new(), own, entries, bytes: 0 };
-            self.entries.iter().filter(|entry| keep(self.lend(entry))).for_each(|entry| copy.push_from(self, *entry));
+            kept.for_each(|entry| copy.push_from(self, *entry));
             return copy;
         }
         let mut own = Vec::with_capacity(self.own.len() + more * VALUE);
         own.extend_from_slice(&self.own);
         let mut copy = Self { memory: self.memory.clone(), own, entries, bytes: 0 };
-        self.entries.iter().filter(|entry| keep(self.lend(entry))).for_each(|entry| copy.push(*entry));
+        kept.for_each(|entry| copy.push(*entry));
         copy
     }
 

@@ -1,8 +1,8 @@
 //! What happens around a module's work: a stack, to which authors add `tower` layers.
 //!
 //! The runtime's own layers stand outside the author's: a span for the trace,
-//! panics caught, the step's timeout. An author adds
-//! what is theirs inside of these, next to the module:
+//! panics caught, the step's timeout. An author adds what is theirs inside of
+//! these, next to the module:
 //!
 //! ```
 //! use std::time::Duration;

@@ -75,6 +75,11 @@ impl Delivery {
     pub(crate) fn is_waiting(&self) -> bool {
         matches!(self.stage, Stage::Waiting)
     }
+
+    /// Which document it is about: as its work has found, else as the record itself says.
+    pub(crate) fn about(&self, found: Option<&About>) -> About {
+        found.cloned().unwrap_or_else(|| About::of(&self.record))
+    }
 }
 
 /// The open deliveries of a step, and what still runs of those dropped.

@@ -49,10 +49,9 @@ impl Stack {
         // Pinned where it lies: it is large, and would be moved into what is around it.
         let work = pin!(async {
             let work = pin!(async {
-                match (&self.layered, input) {
-                    (None, Input::Document(doc)) => self.module.process(doc, step).await,
-                    (None, Input::Deletion(deletion)) => self.module.deleted(deletion, step).await,
-                    (_, input) => only(self.any(input, step, attempt, span).await?),
+                match &self.layered {
+                    Some(service) => only(through(service, input, step, attempt, span).await?),
+                    None => single(self.module.as_ref(), input, step).await,
                 }
             });
             self.in_time(work).await
@@ -63,18 +62,15 @@ impl Stack {
     /// The same for documents that share a batch.
     pub(crate) async fn batch(&self, docs: Vec<PipeDoc>, step: &Step, attempt: u32, span: &Span) -> Result<Answer> {
         let work = pin!(async {
-            let work = pin!(self.any(Input::Batch(docs), step, attempt, span));
+            let work = pin!(async {
+                match &self.layered {
+                    Some(service) => through(service, Input::Batch(docs), step, attempt, span).await,
+                    None => Ok(self.module.process_batch(docs, step).await),
+                }
+            });
             self.in_time(work).await
         });
         guarded(work, span).await
-    }
-
-    async fn any(&self, input: Input, step: &Step, attempt: u32, span: &Span) -> Result<Answer> {
-        let request = Request { input, step: step.clone(), attempt, span: span.clone() };
-        match &self.layered {
-            Some(service) => service.clone().oneshot(request).await.map_err(error_of),
-            None => work(self.module.as_ref(), request).await,
-        }
     }
 
     async fn in_time<T>(&self, mut work: Pin<&mut impl Future<Output = Result<T>>>) -> Result<T> {
@@ -93,19 +89,31 @@ async fn guarded<T>(work: Pin<&mut impl Future<Output = Result<T>>>, span: &Span
     done.unwrap_or_else(|panic| Err(panicked(panic.as_ref())))
 }
 
+/// Runs something through the author's layers.
+async fn through(service: &ProcessService, input: Input, step: &Step, attempt: u32, span: &Span) -> Result<Answer> {
+    let request = Request { input, step: step.clone(), attempt, span: span.clone() };
+    service.clone().oneshot(request).await.map_err(error_of)
+}
+
 fn only(answer: Answer) -> Result<Output> {
     let none = || Err(Error::permanent("the module's layers gave no result").with_kind("wrong-answer"));
     answer.into_iter().next().unwrap_or_else(none)
 }
 
-async fn work(module: &dyn Documents, request: Request) -> Result<Answer> {
-    let step = &request.step;
-    let one = match request.input {
-        Input::Document(doc) => module.process(doc, step).await,
-        Input::Deletion(deletion) => module.deleted(deletion, step).await,
-        Input::Batch(docs) => return Ok(module.process_batch(docs, step).await),
-    };
-    one.map(|output| vec![Ok(output)])
+/// What the module makes of one thing; of a batch, of its first.
+fn single<'a>(module: &'a dyn Documents, input: Input, step: &'a Step) -> BoxFuture<'a, Result<Output>> {
+    match input {
+        Input::Document(doc) => module.process(doc, step),
+        Input::Deletion(deletion) => module.deleted(deletion, step),
+        Input::Batch(docs) => module.process_batch(docs, step).map(only).boxed(),
+    }
+}
+
+async fn work(module: &dyn Documents, Request { input, step, .. }: Request) -> Result<Answer> {
+    match input {
+        Input::Batch(docs) => Ok(module.process_batch(docs, &step).await),
+        input => single(module, input, &step).await.map(|output| vec![Ok(output)]),
+    }
 }
 
 /// Calls the module, as a service that layers wrap.

@@ -280,10 +280,8 @@ impl Workshop {
                     if failed_lanes.contains(&job.lane) {
                         continue;
                     }
-                    let answer = match self.stack() {
-                        Ok(stack) => stack.one(Input::Deletion(deletion), step, attempt, span).await,
-                        Err(error) => Err(error),
-                    };
+                    let input = Input::Deletion(deletion);
+                    let answer = async { self.stack()?.one(input, step, attempt, span).await }.await;
                     outputs[at] = Some(answer.map_err(Fault::Own));
                 }
                 Input::Batch(_) => {}
@@ -307,10 +305,7 @@ impl Workshop {
         }
         let (places, docs): (Vec<usize>, Vec<PipeDoc>) = docs.into_iter().unzip();
         let step = step.for_batch(places.iter().filter_map(|place| Some(jobs.get(*place)?.lane)).collect());
-        let answer = match self.stack() {
-            Ok(stack) => stack.batch(docs, &step, attempt, span).await,
-            Err(error) => Err(error),
-        };
+        let answer = async { self.stack()?.batch(docs, &step, attempt, span).await }.await;
         let error = match answer {
             Ok(results) if results.len() == places.len() => {
                 for (place, result) in places.into_iter().zip(results) {

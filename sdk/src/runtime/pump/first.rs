@@ -18,7 +18,6 @@ use crate::error::Error;
 use crate::event::Event;
 use crate::runtime::deliveries::Stage;
 use crate::runtime::lanes::DeliveryId;
-use crate::runtime::work::About;
 
 impl Pump {
     /// Whether records are committed before they are worked on.
@@ -51,8 +50,7 @@ impl Pump {
     pub(super) fn lost(&mut self, id: DeliveryId, error: log::Error) {
         let Some(delivery) = self.deliveries.get(id) else { return };
         let document = match &delivery.stage {
-            Stage::Sending { about: None, .. } => About::of(&delivery.record).document,
-            Stage::Sending { about: Some(about), .. } => about.document.clone(),
+            Stage::Sending { about, .. } => delivery.about(about.as_deref()).document,
             Stage::SendingDeadLetter(obituary) => obituary.about.document.clone(),
             Stage::Waiting | Stage::Working(_) | Stage::Burying { .. } | Stage::Buried { .. } => return,
         };

@@ -81,7 +81,7 @@ impl Pump {
                 }
                 None => {
                     failed_lanes.insert(lane);
-                    let about = About::of(&delivery.record);
+                    let about = delivery.about(None);
                     let error = Error::retryable("dropped without an answer").with_kind("dropped");
                     self.attempt_failed(id, Failed::new(about, error));
                 }
@@ -114,9 +114,9 @@ impl Pump {
 
     fn succeeded(&mut self, id: DeliveryId, worked: Worked) {
         let Some(delivery) = self.deliveries.get_mut(id) else { return };
-        let about = || worked.about.as_deref().cloned().unwrap_or_else(|| About::of(&delivery.record));
         for output in worked.unable {
-            self.board.event(&Event::DeletionEnded { document: about().document, output });
+            let document = delivery.about(worked.about.as_deref()).document;
+            self.board.event(&Event::DeletionEnded { document, output });
         }
         // Counted as early as failures are: acknowledgements come late, and many at once.
         self.breaker.done(1);
@@ -261,8 +261,7 @@ impl Pump {
                 self.board.done();
                 let heeded = self.board.heeds_documents();
                 if heeded || partial.is_some() {
-                    let about = about.map_or_else(|| About::of(&delivery.record), |about| *about);
-                    let About { document, tombstone, .. } = about;
+                    let About { document, tombstone, .. } = delivery.about(about.as_deref());
                     if let Some(error) = partial {
                         self.board.event(&Event::Partial { document: document.clone(), error: error.into() });
                     }
@@ -305,7 +304,7 @@ impl Pump {
     pub(super) fn refused_for_good(&mut self, id: DeliveryId, error: log::Error) {
         let Some(delivery) = self.deliveries.get_mut(id) else { return };
         let Stage::Sending { about, .. } = &delivery.stage else { return };
-        let about = about.as_deref().cloned().unwrap_or_else(|| About::of(&delivery.record));
+        let about = delivery.about(about.as_deref());
         self.breaker.undone(1);
         delivery.attempts += 1;
         let kind = match error {
