@@ -14,6 +14,7 @@ pub mod maven;
 pub mod pipedoc;
 pub mod process;
 pub mod proxy;
+pub mod sqlite;
 
 /// Says aloud that a test is skipped, and why. Under `PIPEDOC_TEST_REQUIRE=all`
 /// it fails the test instead.

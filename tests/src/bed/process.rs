@@ -71,11 +71,13 @@ impl Process {
     pub fn wait_for_output(&mut self, text: &str, limit: Duration) {
         let what = format!("{} prints {text:?}", self.name);
         wait_for(&what, limit, || {
+            // Asked before its output is read: who has ended has printed all.
+            let ran = self.is_running();
             let output = self.output();
             if output.contains(text) {
                 return Some(());
             }
-            assert!(self.is_running(), "{} ended before it printed {text:?}; it printed:\n{output}", self.name);
+            assert!(ran, "{} ended before it printed {text:?}; it printed:\n{output}", self.name);
             None
         });
     }
@@ -102,6 +104,23 @@ impl Process {
     pub fn signal(&self, name: &str) {
         let sent = Command::new("kill").arg(format!("-{name}")).arg(self.id().to_string()).status();
         assert!(sent.is_ok_and(|status| status.success()), "signal {name} to {}", self.name);
+    }
+
+    /// Stops it (`SIGSTOP`) and waits until it stands still; the signal `CONT` has it go on.
+    ///
+    /// # Panics
+    /// When it cannot be stopped.
+    pub fn stop(&self) {
+        self.signal("STOP");
+        wait_for(&format!("{} stands still", self.name), Duration::from_secs(60), || self.is_stopped().then_some(()));
+    }
+
+    /// Whether it is stopped, or gone.
+    fn is_stopped(&self) -> bool {
+        let Ok(stat) = std::fs::read_to_string(format!("/proc/{}/stat", self.id())) else { return true };
+        // Its state follows its name, which may hold anything.
+        let state = stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().next());
+        matches!(state, Some("T" | "t" | "Z"))
     }
 
     /// Kills it (`kill -9`) and waits until it is gone.

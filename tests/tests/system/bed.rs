@@ -25,7 +25,7 @@ fn a_process_ends_with_its_guard() {
     let id = process.id();
     assert!(is_alive(id));
     drop(process);
-    wait_for("the process is gone", Duration::from_secs(5), || (!is_alive(id)).then_some(()));
+    wait_for("the process is gone", Duration::from_secs(60), || (!is_alive(id)).then_some(()));
 }
 
 #[test]
@@ -33,6 +33,6 @@ fn what_a_process_prints_can_be_waited_for() {
     let folder = tempfile::tempdir().unwrap();
     let mut process =
         Process::start("echo", Command::new("sh").args(["-c", "echo ready; exit 3"]), &folder.path().join("log"), None);
-    process.wait_for_output("ready", Duration::from_secs(5));
-    assert_eq!(process.wait(Duration::from_secs(5)).code(), Some(3));
+    process.wait_for_output("ready", Duration::from_secs(60));
+    assert_eq!(process.wait(Duration::from_secs(60)).code(), Some(3));
 }

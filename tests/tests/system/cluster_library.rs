@@ -37,8 +37,9 @@ fn stored(place: &Place) -> BTreeMap<String, Value> {
         let idle = ["parse", "chunk", "store"]
             .iter()
             .all(|name| step(name).is_some_and(|step| step["lag"].as_str().is_none_or(|lag| lag == "0")));
-        let stored = fs::read_dir(place.path().join("out")).unwrap().count();
-        (dead && idle && stored >= whole).then_some(())
+        let mut stored = BTreeMap::new();
+        results(&place.path().join("out"), &mut stored);
+        (dead && idle && stored.len() >= whole).then_some(())
     });
     let mut found = BTreeMap::new();
     results(&place.path().join("out"), &mut found);

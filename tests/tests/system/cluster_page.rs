@@ -14,7 +14,7 @@ use pipedoc_tests::bed::{consul, free_ports, kafka, missing, pipedoc, target_fol
 use super::kafka_tools::{path_with, results, tools};
 
 /// The page starts two Java machines, six processes and stops them again.
-const PATIENCE: Duration = Duration::from_secs(300);
+const PATIENCE: Duration = Duration::from_secs(600);
 
 fn root() -> &'static Path {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))

@@ -13,7 +13,7 @@ use pipedoc_sdk::event::Unobserved;
 use pipedoc_sdk::factory::Factory;
 use pipedoc_sdk::instance::{Instance, InstanceConfig, StepState};
 use pipedoc_sdk::prelude::*;
-use pipedoc_tests::bed::{kafka, wait_for};
+use pipedoc_tests::bed::{kafka, sqlite, wait_for};
 use pipedoc_transport::log::{
     self, Consumer, ConsumerConfig, Event, Log, Start, Subscription, TopicPartition, TopicSettings, TopicSpec,
 };
@@ -166,7 +166,7 @@ async fn each_document_is_given_once(folder: &Path, url: &str) {
     killed.kill();
     let mut frozen = start(1);
     out.holds(120).await;
-    frozen.signal("STOP");
+    sqlite::stop_between_writes(&frozen, &worker::log_file(folder));
     let mut last = start(2);
     out.holds(250).await;
     frozen.signal("CONT");

@@ -269,6 +269,9 @@ fn of_two_who_apply_at_once_one_is_told_what_the_other_changed() {
     let Some(consul) = consul::shared("of_two_who_apply_at_once") else { return };
     let (one, other) = (Place::new("at-once"), Place::new("at-once"));
     let _engines = (one.engine(consul, None), other.engine(consul, None));
+    for place in [&one, &other] {
+        wait_for("both engines answer", LONG, || place.status());
+    }
     assert!(one.apply(SHELF, &["--by", "first"]).status.success());
     let texts = [4, 5].map(|n| SHELF.replace("partitions: 3", &format!("partitions: {n}")));
     let apply = |by: &'static str| ["--expect", "1", "--by", by];
@@ -307,7 +310,7 @@ fn what_consul_lost_runs_on_and_comes_back_from_an_export() {
     let Some(mut consul) = consul::own("what_consul_lost_comes_back", Consul::start) else { return };
     let place = Place::new("lost");
     let _engine = place.engine(&consul, None);
-    assert!(place.apply(SHELF, &[]).status.success());
+    wait_for("the engine takes it", LONG, || place.apply(SHELF, &[]).status.success().then_some(()));
     place.wait_for_revision("shelf", "1");
     let head = consul.run(&["kv", "get", &place.key("head")]);
     wait_for("the inbox has it", LONG, || {
@@ -387,5 +390,6 @@ fn a_token_without_rights_is_told_which_one_is_missing() {
     assert!(said(&applied).contains("key:write on pipedoc/rights/"), "{}", said(&applied));
     let problems = place.wait_for_problem("session:write");
     assert!(problems[0]["message"].as_str().unwrap().contains("neither lead"), "{problems:?}");
-    assert!(engine.output().contains("service:write on pipedoc-engine-rights"), "{}", engine.output());
+    let registering = "service:write on pipedoc-engine-rights";
+    wait_for("the log tells of it as well", LONG, || engine.output().contains(registering).then_some(()));
 }

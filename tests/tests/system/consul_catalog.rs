@@ -38,7 +38,9 @@ fn an_engine_is_in_the_catalog_with_its_health_until_it_stops() {
         (has_asked && found["Status"] == status).then_some(())
     };
     wait_for("the agent has found it well", LONG, || health("passing"));
-    let services = ask(consul, "/v1/catalog/service/pipedoc-engine-catalog");
+    let services = wait_for("the catalog has it", LONG, || {
+        Some(ask(consul, "/v1/catalog/service/pipedoc-engine-catalog")).filter(|services| !services[0].is_null())
+    });
     assert_eq!(services[0]["ServiceAddress"], "127.0.0.1", "{services:#}");
     assert_eq!(services[0]["ServicePort"], port, "{services:#}");
 

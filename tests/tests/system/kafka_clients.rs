@@ -349,7 +349,7 @@ fn the_command_refuses_settings_and_waits_no_longer_than_told() {
     let pipeline = pipeline.to_string_lossy().into_owned();
     let out = folder.path().join("out").to_string_lossy().into_owned();
     let run = |more: &[&str]| {
-        let arguments = ["run", &pipeline, "--out", &out, "--kafka", "127.0.0.1:1", "--wait", "1s"];
+        let arguments = ["run", &pipeline, "--out", &out, "--kafka", "127.0.0.1:1", "--wait", "5s"];
         let output = pipedoc::command(arguments.into_iter().chain(more.iter().copied())).output().unwrap();
         (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
     };

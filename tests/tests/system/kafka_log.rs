@@ -20,7 +20,7 @@ use pipedoc_transport::log::{
 };
 use pipedoc_transport::objects::Objects;
 
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(90);
 
 async fn log(kafka: &Kafka) -> KafkaLog {
     KafkaLog::connect(KafkaConfig::new(kafka.bootstrap())).await.unwrap()
@@ -48,6 +48,16 @@ fn alone(topic: &Topic, start: Start) -> ConsumerConfig {
 
 async fn next(consumer: &Arc<dyn Consumer>) -> Event {
     tokio::time::timeout(PATIENCE, consumer.next()).await.expect("an event in time").unwrap()
+}
+
+/// The next values; ends of partitions may be told again before they come.
+async fn values_that_come(consumer: &Arc<dyn Consumer>) -> Vec<Bytes> {
+    loop {
+        let (values, _) = read_to_end(consumer).await;
+        if !values.is_empty() {
+            return values;
+        }
+    }
 }
 
 /// Values up to the end of partition 0, and the position there.
@@ -180,7 +190,8 @@ async fn a_missing_topic_is_told_at_once() {
     let begun = Instant::now();
     let reports = producer.send(vec![record(&missing, "x")]).await.unwrap().await;
     assert!(matches!(reports[0], Err(Error::UnknownTopic { .. })), "{reports:?}");
-    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    // librdkafka alone would wait for 300 s (`message.timeout.ms`).
+    assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -209,6 +220,9 @@ async fn kafkas_own_tool_sees_our_group_without_lag() {
     transactional.begin().await.unwrap();
     transactional.send(vec![record(&topic, "a")]).await.unwrap();
     transactional.commit().await.unwrap();
+    // It is answered before the mark of its end is written.
+    eventually("the mark is there", PATIENCE, async || (log.ends(&topic).await.unwrap()[0].end == 2).then_some(()))
+        .await;
     let group = format!("group-{topic}");
     let consumer = log.consumer(member(&group, &topic, Start::Earliest)).await.unwrap();
     let (_, position) = read_to_end(&consumer).await;
@@ -219,7 +233,7 @@ async fn kafkas_own_tool_sees_our_group_without_lag() {
     assert_eq!(offsets[&source].metadata, "beyond: 7");
     assert_eq!(consumer.known_ends(), BTreeMap::from([(source, position)]));
     let bootstrap = kafka.bootstrap();
-    let arguments = ["--bootstrap-server", &bootstrap, "--describe", "--group", &group];
+    let arguments = ["--bootstrap-server", &bootstrap, "--describe", "--group", &group, "--timeout", "60000"];
     let shown = kafka.tool("org.apache.kafka.tools.consumer.group.ConsumerGroupCommand", &arguments);
     let line = shown.lines().find(|line| line.contains(topic.as_str())).expect(&shown);
     assert_eq!(line.split_whitespace().nth(5), Some("0"), "{shown}");
@@ -392,19 +406,13 @@ async fn a_topic_made_later_is_picked_up_by_its_pattern() {
     let a = make(format!("{prefix}-a")).await;
     producer.send(vec![record(&a, "before anybody looked")]).await.unwrap().await;
     let begun = Instant::now();
-    let (values, _) = read_to_end(&consumer).await;
+    let values = values_that_come(&consumer).await;
     assert_eq!(values, ["before anybody looked"], "a partition that came later begins at its start");
     let b = make(format!("{prefix}-b")).await;
     producer.send(vec![record(&b, "b")]).await.unwrap().await;
-    // The end of the first topic may be told again meanwhile.
-    let values = loop {
-        let (values, _) = read_to_end(&consumer).await;
-        if !values.is_empty() {
-            break values;
-        }
-    };
-    assert_eq!(values, ["b"]);
-    assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
+    assert_eq!(values_that_come(&consumer).await, ["b"]);
+    // librdkafka alone would look again after 300 s (`topic.metadata.refresh.interval.ms`).
+    assert!(begun.elapsed() < Duration::from_secs(60), "{:?}", begun.elapsed());
     let topics: Vec<_> = consumer.positions().into_keys().map(|source| source.topic).collect();
     assert_eq!(topics, [a, b]);
 }
@@ -555,10 +563,11 @@ async fn the_status_counts_dead_letters_and_not_the_markers_of_transactions() {
         loop {
             let status = engine.status("shelf").await.unwrap();
             let shown = status.pipelines[0].steps[0].dead_letters;
+            // A look that was not done in time says so, and counts what is left by its offsets.
             let mut told = status.warnings.iter().chain(&status.problems);
-            let told = told.find(|told| told.message.contains("dead letters"));
-            assert!(shown <= letters && told.is_none(), "{shown} of {letters}: {told:?}");
-            if shown == letters {
+            let is_whole = !told.any(|told| told.message.contains("dead letters"));
+            assert!(!is_whole || shown <= letters, "{shown} of {letters}");
+            if is_whole && shown == letters {
                 break;
             }
             assert!(Instant::now() < deadline, "{shown} of {letters}");

@@ -451,8 +451,9 @@ fn only_one_run_works_in_a_data_folder() {
     }
     let mut first =
         desk.command(&[]).stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null()).spawn().unwrap();
-    let lock = desk.path("out/.pipedoc/run.lock");
-    wait_for("the first run has begun", Duration::from_secs(20), || lock.exists().then_some(()));
+    // Made by whom the folder is.
+    let log = desk.path("out/.pipedoc/log.db");
+    wait_for("the first run has begun", Duration::from_secs(60), || log.exists().then_some(()));
     let second = desk.text_command().output().unwrap();
     let still_at_work = first.try_wait().unwrap().is_none();
     let said = String::from_utf8_lossy(&second.stderr).into_owned();

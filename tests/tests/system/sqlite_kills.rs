@@ -10,8 +10,8 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use pipedoc_model::names::Topic;
-use pipedoc_tests::bed::eventually;
 use pipedoc_tests::bed::process::Process;
+use pipedoc_tests::bed::{eventually, wait_for};
 use pipedoc_transport::error::Error;
 use pipedoc_transport::log::{
     Commit, ConsumerConfig, Event, Log, OutgoingRecord, ProducerConfig, Record, RecordBatch, Start, Subscription,
@@ -255,6 +255,11 @@ async fn nothing_acknowledged_is_lost_when_processes_are_killed_at_random() {
     }
     let roles = ROLES.into_iter().flat_map(|(role, count)| (0..count).map(move |slot| (role, slot)));
     let mut slots: Vec<Slot> = roles.map(|(role, slot)| Slot::start(role, slot, path)).collect();
+
+    wait_for("every writer writes", Duration::from_secs(90), || {
+        let writes = |line: &String| line.starts_with("acknowledged");
+        (0..ROLES[0].1).all(|slot| worker::told(path, ROLES[0].0, slot).iter().any(writes)).then_some(())
+    });
 
     let began = Instant::now();
     let mut killed = 0;

@@ -4,7 +4,7 @@
 //!
 //! `PIPEDOC_TEST_MINUTES` says for how long; else it is a few seconds.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -44,9 +44,20 @@ pub async fn work(worker: &Worker) {
         start: Start::Earliest,
     };
     let consumer = log.consumer(ConsumerConfig::new(format!("load-{}", worker.slot), subscription)).await.unwrap();
-    worker.tell(&["ready".to_owned()]);
+    // A group is joined by asking for records: each has its share before the clock starts.
+    let (mut owned, mut is_ready) = (BTreeSet::new(), false);
     while !worker.is_told_to("go") {
-        tokio::time::sleep(Duration::from_millis(10)).await;
+        match tokio::time::timeout(Duration::from_millis(10), consumer.next()).await {
+            Ok(Ok(Event::Assigned(came))) => owned.extend(came.into_iter().map(|partition| partition.source)),
+            Ok(Ok(Event::Revoked(gone))) => owned.retain(|source| !gone.partitions.contains(source)),
+            Ok(Ok(Event::Lost(gone))) => owned.retain(|source| !gone.contains(source)),
+            Ok(Err(error)) => worker.tell_error(error),
+            Ok(Ok(_)) | Err(_) => {}
+        }
+        if !is_ready && owned.len() == 1 {
+            worker.tell(&["ready".to_owned()]);
+            is_ready = true;
+        }
     }
     let end = Instant::now() + duration;
 
@@ -134,7 +145,7 @@ async fn ten_processes_at_full_load_starve_nobody_and_hear_of_no_lock() {
     let text = seconds.to_string();
     let mut processes: Vec<_> =
         (0..PROCESSES).map(|slot| worker::start("load", path, slot, 1, &[(SECONDS, &text)])).collect();
-    wait_for("all are ready", Duration::from_secs(60), || {
+    wait_for("all are ready", Duration::from_secs(120), || {
         let ready = (0..PROCESSES).all(|slot| worker::told(path, "load", slot).contains(&"ready".to_owned()));
         ready.then_some(())
     });

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pipedoc_model::names::Topic;
-use pipedoc_tests::bed::{kafka, wait_for};
+use pipedoc_tests::bed::{kafka, sqlite, wait_for};
 use pipedoc_transport::error::{Error, Result};
 use pipedoc_transport::log::{
     Commit, Consumer, ConsumerConfig, Event, Log, OutgoingRecord, ProducerConfig, Record, Start, Subscription,
@@ -102,7 +102,7 @@ async fn a_frozen_process_is_fenced(folder: &Path, url: &str) {
     let mut zombie = worker::start("zombie", folder, 0, 1, &[(URL, url)]);
     let told = |text: &str| worker::told(folder, "zombie", 0).into_iter().find(|line| line.contains(text));
     wait_for("the zombie works", Duration::from_secs(90), || told("working"));
-    zombie.signal("STOP");
+    sqlite::stop_between_writes(&zombie, &worker::log_file(folder));
     let owner = reader(&*log, name).await;
     let mut transactional = log.transactional(TransactionalConfig::new(format!("{name}-owner"))).await.unwrap();
     transactional.begin().await.unwrap();

@@ -52,7 +52,7 @@ pub trait Bed: Send + Sync {
 
     /// How long to wait for something that has to happen.
     fn patience(&self) -> Duration {
-        Duration::from_secs(30)
+        Duration::from_secs(90)
     }
 }
 

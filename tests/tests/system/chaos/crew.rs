@@ -4,12 +4,12 @@
 //!
 //! What is drawn depends on the seed alone; whom it hits, also on who is well then.
 
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use pipedoc_tests::bed::kafka::Kafka;
 use pipedoc_tests::bed::process::Process;
+use pipedoc_tests::bed::sqlite;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
@@ -25,9 +25,6 @@ const BEYOND_SESSION: Duration = Duration::from_secs(9);
 const SEARCH: Duration = Duration::from_secs(5);
 /// Beyond the clients' sessions, their transactions and the time they give a call.
 const OUTAGE: Duration = Duration::from_secs(30);
-/// Where SQLite's index of the write-ahead log is locked by who writes (`WAL_WRITE_LOCK`
-/// in its file format's description).
-const WRITE_LOCK: u64 = 120;
 
 /// The log under the processes.
 pub enum Ground<'a> {
@@ -305,20 +302,17 @@ impl Crew {
 
     /// One of them, stopped while it holds the lock under which the log's file is written.
     fn stopped_writing(&self, well: &[usize]) -> Option<usize> {
-        let index = worker::log_file(&self.folder).with_extension("db-shm");
+        let log = worker::log_file(&self.folder);
         let end = Instant::now() + SEARCH;
         while Instant::now() < end {
             std::thread::sleep(Duration::from_millis(1));
-            let Some(writer) = holder_of_write_lock(&index) else { continue };
+            let Some(writer) = sqlite::writer(&log) else { continue };
             let id = |at: &usize| self.members[*at].process.as_ref().map(Process::id);
             let Some(at) = well.iter().copied().find(|at| id(at) == Some(writer)) else { continue };
             let Some(process) = self.members[at].process.as_ref() else { continue };
-            process.signal("STOP");
-            while !is_stopped(writer) {
-                std::thread::yield_now();
-            }
+            process.stop();
             // Whoever holds it now cannot let go of it any more.
-            if holder_of_write_lock(&index) == Some(writer) {
+            if sqlite::writer(&log) == Some(writer) {
                 return Some(at);
             }
             process.signal("CONT");
@@ -336,27 +330,4 @@ impl Member {
     fn name(&self) -> String {
         format!("{}-{}", STEPS[self.slot / PLACES], self.slot % PLACES)
     }
-}
-
-/// The process that writes to an SQLite file in write-ahead mode, by its index file; none
-/// where the system does not tell.
-fn holder_of_write_lock(index: &Path) -> Option<u32> {
-    let inode = std::fs::metadata(index).ok()?.ino();
-    let locks = std::fs::read_to_string("/proc/locks").ok()?;
-    locks.lines().find_map(|line| {
-        // `1: POSIX  ADVISORY  WRITE 13943 fe:00:9978461 120 120`; who waits has an arrow before.
-        let words: Vec<&str> = line.split_whitespace().collect();
-        let [_, "POSIX", _, "WRITE", process, file, first, last] = words[..] else { return None };
-        let is_it = file.rsplit(':').next()?.parse() == Ok(inode);
-        let holds = (first.parse::<u64>().ok()?..=last.parse::<u64>().ok()?).contains(&WRITE_LOCK);
-        if is_it && holds { process.parse().ok() } else { None }
-    })
-}
-
-/// Whether a process is stopped, or gone.
-fn is_stopped(process: u32) -> bool {
-    let Ok(stat) = std::fs::read_to_string(format!("/proc/{process}/stat")) else { return true };
-    // Its state follows its name, which may hold anything.
-    let state = stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().next());
-    matches!(state, Some("T" | "t" | "Z"))
 }

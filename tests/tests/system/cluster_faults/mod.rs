@@ -51,7 +51,9 @@ impl Cluster {
         let place = Place::on_consul(bootstrap, ways);
         let witness = Witness::start(consul, place.cluster());
         let engines: Vec<_> = (0..ways.len()).map(|n| place.engine_at(n)).collect();
-        wait_for("an engine answers", PATIENCE, || place.status());
+        for engine in 0..engines.len() {
+            wait_for("every engine answers", PATIENCE, || place.status_of(engine));
+        }
         place.apply(0, &pipeline(), &[]).unwrap();
         let instances = (0..3).map(|n| place.module("echo", &format!("echo-{n}"))).collect();
         let work = Work::begin(bootstrap, place).await;
