@@ -355,13 +355,13 @@ async fn the_commit_waits_for_what_nobody_awaits() {
 #[tokio::test]
 async fn small_batches_become_the_size_that_the_step_asks_for() {
     let (bed, _) = bed();
-    let batch = Some(Batch { records: 4, bytes: 1 << 20, wait: Duration::from_secs(1) });
+    let batch = Some(Batch { records: 4, bytes: 1 << 20, wait: Duration::from_secs(60) });
     bed.run(&[StepPlan { batch, ..clerks() }]).await;
     bed.state("s", StepState::Running).await;
-    for record in letters(&[""; 6]) {
+    for record in letters(&[""; 8]) {
         bed.send_records(vec![record]).await;
     }
-    until("all to be done", || (bed.status("s").done == 6).then_some(())).await;
+    until("all to be done", || (bed.status("s").done == 8).then_some(())).await;
     assert!(tries(&bed).contains(&"0 of a b c d".to_owned()), "{:?}", tries(&bed));
 }
 

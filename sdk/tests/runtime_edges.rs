@@ -134,7 +134,7 @@ async fn a_step_paused_while_a_batch_fills_sleeps() {
     // Paused time passes only while everything sleeps.
     let (bark, barked) = tokio::sync::oneshot::channel();
     std::thread::spawn(move || {
-        std::thread::sleep(Duration::from_secs(5));
+        std::thread::sleep(Duration::from_secs(60));
         let _ = bark.send(());
     });
     tokio::select! {

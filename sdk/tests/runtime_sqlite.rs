@@ -80,15 +80,17 @@ async fn steps_share_their_work_and_go_on_when_an_instance_is_gone() {
     let other = bed.over_again(open(&file).await, "two", vec![Factory::connector::<Counter>()]);
     other.apply(&plans);
     until("both to own partitions", || {
-        let owned = [&bed, &other].map(|bed| bed.status("second").partitions.len());
-        (owned == [2, 2]).then_some(())
+        let owned = |step| [&bed, &other].map(|bed| bed.status(step).partitions.len());
+        (owned("second") == [2, 2] && owned("third") == [2, 2]).then_some(())
     })
     .await;
+    // What there was may be done by now: here is more, for both.
+    bed.send("second-in", (0..100).map(|n| doc(&format!("more-{n}"), "slow:5"))).await;
     until("both to work", || [&bed, &other].iter().all(|bed| bed.status("third").done > 0).then_some(())).await;
     other.instance.stop(Duration::from_secs(10)).await;
     until("the rest to be stored", || {
         let all: BTreeSet<String> = stored(&bed).into_iter().chain(stored(&other)).collect();
-        (all.len() == 360).then_some(())
+        (all.len() == 460).then_some(())
     })
     .await;
     for step in ["second", "third"] {

@@ -17,7 +17,7 @@ use pipedoc_model::names::{ClusterName, Generation, ModuleName, StepId};
 use pipedoc_model::step::StepPlan;
 use pipedoc_proto::v1;
 use pipedoc_sdk::attach::{AttachConfig, KeptFile, Runs, Slot, attach};
-use surface::engine::{FakeEngine, serve};
+use surface::engine::{FakeEngine, Silent, serve};
 use surface::plans::{assignment, body, module, step};
 use tokio_util::sync::CancellationToken;
 
@@ -104,7 +104,7 @@ impl Instance {
 async fn surface_an_assignment_is_taken_when_all_its_bodies_are_there() {
     let folder = tempfile::tempdir().unwrap();
     let engine = FakeEngine::default();
-    let address = serve(&engine, "127.0.0.1:0", CancellationToken::new()).await;
+    let address = serve(&engine, CancellationToken::new()).await;
     let instance = Instance::start(folder.path(), &address, |config| config.endpoint = "http://here:1".into());
     surface::eventually("attached", || engine.attached() == 1).await;
     let first = engine.last_report();
@@ -136,7 +136,7 @@ async fn surface_an_assignment_is_taken_when_all_its_bodies_are_there() {
 async fn surface_what_is_to_be_resumed_is_passed_on_and_what_is_no_step_is_ignored() {
     let folder = tempfile::tempdir().unwrap();
     let engine = FakeEngine::default();
-    let address = serve(&engine, "127.0.0.1:0", CancellationToken::new()).await;
+    let address = serve(&engine, CancellationToken::new()).await;
     let instance = Instance::start(folder.path(), &address, |_| {});
     surface::eventually("attached", || engine.attached() == 1).await;
     engine.resume(&["library/parse", "library/NO"]);
@@ -150,7 +150,7 @@ async fn surface_what_is_to_be_resumed_is_passed_on_and_what_is_no_step_is_ignor
 async fn surface_older_generations_other_clusters_and_wrong_bodies_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     let engine = FakeEngine::default();
-    let address = serve(&engine, "127.0.0.1:0", CancellationToken::new()).await;
+    let address = serve(&engine, CancellationToken::new()).await;
     let instance = Instance::start(folder.path(), &address, |_| {});
     surface::eventually("attached", || engine.attached() == 1).await;
     engine.send(assignment(5, &["parse"], &["parse"]));
@@ -187,7 +187,7 @@ async fn surface_the_kept_assignment_runs_when_no_engine_answers_until_one_does(
     let folder = tempfile::tempdir().unwrap();
     let engine = FakeEngine::default();
     let stop = CancellationToken::new();
-    let address = serve(&engine, "127.0.0.1:0", stop.clone()).await;
+    let address = serve(&engine, stop.clone()).await;
     let instance = Instance::start(folder.path(), &address, |_| {});
     surface::eventually("attached", || engine.attached() == 1).await;
     engine.send(assignment(7, &["parse", "scan"], &["parse", "scan"]));
@@ -196,6 +196,7 @@ async fn surface_the_kept_assignment_runs_when_no_engine_answers_until_one_does(
     stop.cancel();
 
     // Nobody listens there now.
+    let silent = Silent::at(&address).await;
     let restarted = Instance::start(folder.path(), &address, |config| {
         config.disk_after = Duration::from_millis(50);
         config.serve = BTreeSet::from([step("scan")]);
@@ -205,7 +206,7 @@ async fn surface_the_kept_assignment_runs_when_no_engine_answers_until_one_does(
 
     let engine = FakeEngine::default();
     let stop = CancellationToken::new();
-    serve(&engine, &address, stop.clone()).await;
+    silent.serve(&engine, stop.clone());
     surface::eventually("it attaches again", || engine.attached() == 1).await;
     let report = engine.last_report();
     let held = ["parse", "scan"].map(|step| ("library", step, body(step).hash));
@@ -228,7 +229,7 @@ async fn surface_a_spoiled_kept_assignment_is_not_run() {
     std::fs::write(file.path(), "{\"generation\": 1,").unwrap();
     assert!(file.load().is_err());
     let engine = FakeEngine::default();
-    let address = serve(&engine, "127.0.0.1:0", CancellationToken::new()).await;
+    let address = serve(&engine, CancellationToken::new()).await;
     let instance = Instance::start(folder.path(), &address, |config| config.disk_after = Duration::ZERO);
     surface::eventually("attached", || engine.attached() == 1).await;
     engine.send(assignment(1, &["parse"], &["parse"]));
@@ -261,7 +262,7 @@ impl Runs for ManySteps {
 async fn surface_no_report_is_long_however_many_steps_there_are() {
     let folder = tempfile::tempdir().unwrap();
     let engine = FakeEngine::default();
-    let address = serve(&engine, "127.0.0.1:0", CancellationToken::new()).await;
+    let address = serve(&engine, CancellationToken::new()).await;
     let registration = v1::ServiceRegistration { module: "parser".into(), ..Default::default() };
     let mut config = AttachConfig::new(ClusterName::new("local").unwrap(), module(), registration, "me");
     config.engines = vec![format!("http://{address}")];
@@ -287,7 +288,7 @@ async fn surface_an_assignment_is_written_again_only_when_it_changed() {
     let place = folder.path().join("kept");
     let file = KeptFile::in_folder(&place);
     let engine = FakeEngine::default();
-    let address = serve(&engine, "127.0.0.1:0", CancellationToken::new()).await;
+    let address = serve(&engine, CancellationToken::new()).await;
     let instance = Instance::start(&place, &address, |_| {});
     surface::eventually("attached", || engine.attached() == 1).await;
     // The folder is not there: what cannot be kept runs all the same.

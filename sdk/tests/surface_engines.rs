@@ -13,7 +13,7 @@ use pipedoc_model::names::{ClusterName, Generation, StepId};
 use pipedoc_model::step::StepPlan;
 use pipedoc_proto::v1;
 use pipedoc_sdk::attach::{AttachConfig, KeptFile, Runs, attach};
-use surface::engine::{FakeEngine, serve};
+use surface::engine::{FakeEngine, Silent, serve};
 use surface::plans::{assignment, module};
 use tokio_util::sync::CancellationToken;
 
@@ -37,17 +37,16 @@ impl Runs for Generations {
 async fn surface_an_instance_attaches_to_every_engine_and_goes_on_with_those_there_are() {
     let folder = tempfile::tempdir().unwrap();
     let (one, two, three) = (FakeEngine::default(), FakeEngine::default(), FakeEngine::default());
-    let stops = [(); 3].map(|()| CancellationToken::new());
-    let first = serve(&one, "127.0.0.1:0", stops[0].clone()).await;
-    let second = serve(&two, "127.0.0.1:0", stops[1].clone()).await;
+    let stops = [(); 2].map(|()| CancellationToken::new());
+    let first = serve(&one, stops[0].clone()).await;
+    let second = serve(&two, stops[1].clone()).await;
     // Where the third one will be, nobody listens yet.
-    let third = serve(&three, "127.0.0.1:0", stops[2].clone()).await;
-    stops[2].cancel();
+    let third = Silent::at("127.0.0.1:0").await;
 
     let runs = Arc::new(Generations::default());
     let registration = v1::ServiceRegistration { module: "parser".into(), ..Default::default() };
     let mut config = AttachConfig::new(ClusterName::new("local").unwrap(), module(), registration, "me");
-    config.engines = [&first, &second, &third].map(|address| format!("http://{address}")).to_vec();
+    config.engines = [first, second, third.address()].map(|address| format!("http://{address}")).to_vec();
     config.report_every = Duration::from_millis(20);
     config.disk_after = Duration::from_secs(60);
     let stop = CancellationToken::new();
@@ -72,7 +71,7 @@ async fn surface_an_instance_attaches_to_every_engine_and_goes_on_with_those_the
     two.send(assignment(3, &["parse"], &[]));
     surface::eventually("it goes on with the second", || *runs.0.lock() == [1, 2, 3]).await;
     let back = CancellationToken::new();
-    serve(&three, &third, back.clone()).await;
+    third.serve(&three, back.clone());
     surface::eventually("attached to the third", || three.attached() == 1).await;
     surface::eventually("it is told what runs", || three.last_report().generation == 3).await;
     stops[1].cancel();

@@ -48,8 +48,11 @@ impl Bed {
         self.place.path().join("pipelines").join(name)
     }
 
+    /// Renamed to its place: who reads meanwhile sees all of it or nothing.
     pub fn write(&self, name: &str, text: &str) {
-        std::fs::write(self.file(name), text).unwrap();
+        let draft = self.file(&format!(".{name}.draft"));
+        std::fs::write(&draft, text).unwrap();
+        std::fs::rename(&draft, self.file(name)).unwrap();
     }
 
     pub fn data(&self) -> PathBuf {
@@ -124,7 +127,7 @@ impl Running {
     pub async fn stop(self) {
         self.shutdown.cancel();
         drop(self.channel);
-        tokio::time::timeout(Duration::from_secs(10), self.task).await.expect("the engine stops").unwrap();
+        tokio::time::timeout(Duration::from_secs(60), self.task).await.expect("the engine stops").unwrap();
     }
 
     pub fn control(&self) -> PipelineControlClient<Channel> {
@@ -179,7 +182,7 @@ impl Running {
 
     /// Waits until the status is as it should be.
     pub async fn wait_for_status(&self, what: &str, fits: impl Fn(&v1::StatusResponse) -> bool) -> v1::StatusResponse {
-        wait_for(what, Duration::from_secs(10), async || {
+        wait_for(what, Duration::from_secs(60), async || {
             let status = self.status().await;
             if fits(&status) { Ok(status) } else { Err(format!("{status:#?}")) }
         })
@@ -230,7 +233,7 @@ impl Instance {
 
     /// The first assignment to come that fits. Generations must grow on the way.
     pub async fn assignment(&mut self, what: &str, fits: impl Fn(&v1::Assignment) -> bool) -> v1::Assignment {
-        let deadline = Instant::now() + Duration::from_secs(10);
+        let deadline = Instant::now() + Duration::from_secs(60);
         let mut last = 0;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());

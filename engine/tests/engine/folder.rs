@@ -10,11 +10,17 @@ async fn a_new_file_runs_within_two_seconds() {
     let engine = bed.engine().await;
     let before = engine.wait_for_status("an empty start", |status| status.problems.is_empty()).await;
     assert_eq!(before.generation, 0, "no head is no news");
-    bed.write("any-name.yml", SHELF);
-    let written = Instant::now();
-    engine.wait_for_status("the pipeline runs", |status| status.pipelines.len() == 1).await;
-    assert!(written.elapsed() < Duration::from_secs(2), "took {:?}", written.elapsed());
-    assert_eq!(std::fs::read_dir(bed.file("")).unwrap().count(), 1, "the pipeline has its file already");
+    // A machine at work elsewhere may be slow once; one that waits for its timer is slow each time.
+    let mut took = Vec::new();
+    while took.iter().all(|took| *took > Duration::from_secs(2)) {
+        assert!(took.len() < 3, "{took:?}");
+        let name = format!("shelf-{}", took.len());
+        bed.write(&format!("any-name-{}.yml", took.len()), &SHELF.replace("shelf", &name));
+        let written = Instant::now();
+        engine.wait_for_status("it runs", |status| status.pipelines.iter().any(|one| one.pipeline == name)).await;
+        took.push(written.elapsed());
+    }
+    assert_eq!(std::fs::read_dir(bed.file("")).unwrap().count(), took.len(), "the pipeline has its file already");
 }
 
 #[tokio::test]
@@ -77,7 +83,7 @@ async fn a_missing_folder_is_shown_and_removes_nothing() {
     assert!(during.problems[0].message.contains("pipelines"), "{:?}", during.problems);
     // Longer than it takes to remove a pipeline.
     let since = Instant::now();
-    wait_for("six seconds", Duration::from_secs(10), async || {
+    wait_for("six seconds", Duration::from_secs(60), async || {
         let status = engine.status().await;
         assert_eq!((status.generation, status.pipelines.len()), (before.generation, 1));
         if since.elapsed() > Duration::from_secs(6) { Ok(()) } else { Err("not yet".to_owned()) }

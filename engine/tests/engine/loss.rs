@@ -95,7 +95,7 @@ async fn pipelines_that_are_put_back_one_by_one_come_back_together() {
     // As an operator does it who brings back what was lost.
     for n in 0..3 {
         bed.write(&format!("p{n}.yaml"), &SHELF.replace("shelf", &format!("p{n}")));
-        tokio::time::sleep(std::time::Duration::from_millis(400)).await;
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
     }
     let told = parser.assignment("the first assignment", |_| true).await;
     assert_eq!(crate::bed::steps(&told), ["p0/parse", "p1/parse", "p2/parse"]);

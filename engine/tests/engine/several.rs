@@ -15,7 +15,7 @@ async fn two_engines_on_one_folder_agree_and_come_to_rest() {
     }
     assert!(two.apply(SHELF).await.accepted);
     bed.write("p0.yaml", &SHELF.replace("shelf", "p0").replace("partitions: 3", "partitions: 4"));
-    wait_for("both agree", Duration::from_secs(20), async || {
+    wait_for("both agree", Duration::from_secs(60), async || {
         let p0 = one.get("p0").await.unwrap_or_default();
         let (a, b) = (one.status().await, two.status().await);
         let whole = a.pipelines.len() == 6 && a.problems.is_empty() && b.problems.is_empty();

@@ -2,11 +2,13 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use futures::Stream;
 use parking_lot::Mutex;
 use pipedoc_proto::v1;
 use pipedoc_proto::v1::module_gateway_server::{ModuleGateway, ModuleGatewayServer};
+use tokio::net::TcpSocket;
 use tokio::sync::mpsc;
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::UnboundedReceiverStream;
@@ -122,12 +124,41 @@ impl ModuleGateway for FakeEngine {
 
 /// Serves the engine on an address until the token is cancelled, connections
 /// included.
-pub async fn serve(engine: &FakeEngine, address: &str, stop: CancellationToken) -> String {
-    let listener = tokio::net::TcpListener::bind(address).await.unwrap();
-    let address = listener.local_addr().unwrap().to_string();
-    let server = tonic::transport::Server::builder()
-        .add_service(ModuleGatewayServer::new(engine.clone()))
-        .serve_with_incoming(TcpIncoming::from(listener));
-    tokio::spawn(async move { stop.run_until_cancelled(server).await });
-    address
+pub async fn serve(engine: &FakeEngine, stop: CancellationToken) -> String {
+    Silent::at("127.0.0.1:0").await.serve(engine, stop)
+}
+
+/// An address where nobody listens, and that nobody else is given.
+pub struct Silent(TcpSocket);
+
+impl Silent {
+    /// Takes the address as soon as nobody listens there any more.
+    pub async fn at(address: &str) -> Self {
+        let address = address.parse().unwrap();
+        let deadline = Instant::now() + Duration::from_secs(60);
+        loop {
+            let socket = TcpSocket::new_v4().unwrap();
+            socket.set_reuseaddr(true).unwrap();
+            match socket.bind(address) {
+                Ok(()) => return Self(socket),
+                Err(error) => assert!(Instant::now() < deadline, "{address}: {error}"),
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    pub fn address(&self) -> String {
+        self.0.local_addr().unwrap().to_string()
+    }
+
+    /// Has an engine serve there; gives its address.
+    pub fn serve(self, engine: &FakeEngine, stop: CancellationToken) -> String {
+        let address = self.address();
+        let listener = self.0.listen(64).unwrap();
+        let server = tonic::transport::Server::builder()
+            .add_service(ModuleGatewayServer::new(engine.clone()))
+            .serve_with_incoming(TcpIncoming::from(listener));
+        tokio::spawn(async move { stop.run_until_cancelled(server).await });
+        address
+    }
 }

@@ -7,9 +7,9 @@ pub mod plans;
 
 use std::time::{Duration, Instant};
 
-/// Waits until something holds, for ten seconds at most.
+/// Waits until something holds, for a minute at most.
 pub async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + Duration::from_secs(60);
     while !holds() {
         assert!(Instant::now() < deadline, "not in time: {what}");
         tokio::time::sleep(Duration::from_millis(10)).await;
