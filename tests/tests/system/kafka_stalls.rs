@@ -24,7 +24,7 @@ const OFFSET_COMMIT: u16 = 8;
 const OFFSET_FETCH: u16 = 9;
 
 /// A topic with one partition, and a log whose clients go through the proxy and are
-/// given up after six seconds.
+/// given up after five seconds.
 struct Desk {
     log: KafkaLog,
     topic: Topic,
@@ -33,9 +33,9 @@ struct Desk {
 impl Desk {
     async fn new(kafka: &Kafka, name: &str) -> Self {
         let mut config = KafkaConfig::new(kafka.proxy().address());
-        config.patience = Duration::from_secs(6);
+        config.patience = Duration::from_secs(5);
         config.settings.insert("consumer.statistics.interval.ms".to_owned(), "200".to_owned());
-        config.settings.insert("socket.timeout.ms".to_owned(), "4000".to_owned());
+        config.settings.insert("socket.timeout.ms".to_owned(), "10000".to_owned());
         let log = KafkaLog::connect(config).await.unwrap();
         let topic = Topic::new(&format!("{name}-{}", uuid::Uuid::new_v4())).unwrap();
         let settings = TopicSettings::default();
