@@ -197,15 +197,17 @@ fn until(condition: impl FnMut() -> bool) {
     let mut condition = condition;
     let begin = Instant::now();
     while !condition() {
-        assert!(begin.elapsed() < Duration::from_secs(20), "not within 20 s");
+        assert!(begin.elapsed() < Duration::from_secs(60), "not within a minute");
         std::thread::sleep(Duration::from_millis(10));
     }
 }
 
-/// Whether a process is gone, or is dead and only waits to be reaped.
+/// Whether a process is gone, or is dead and only waits to be reaped: its first thread
+/// may be dead before the others are.
 fn is_gone(process: u32) -> bool {
-    std::fs::read_to_string(format!("/proc/{process}/stat"))
-        .map_or(true, |stat| stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('Z')))
+    let Ok(stat) = std::fs::read_to_string(format!("/proc/{process}/stat")) else { return true };
+    let is_dead = stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('Z'));
+    is_dead && std::fs::read_dir(format!("/proc/{process}/task")).is_ok_and(|threads| threads.count() == 1)
 }
 
 fn document(name: &str, content: Option<blob::Content>) -> PipeDoc {

@@ -115,12 +115,14 @@ impl Process {
         wait_for(&format!("{} stands still", self.name), Duration::from_secs(60), || self.is_stopped().then_some(()));
     }
 
-    /// Whether it is stopped, or gone.
+    /// Whether all its threads are stopped, or gone: they stop one after the other.
     fn is_stopped(&self) -> bool {
-        let Ok(stat) = std::fs::read_to_string(format!("/proc/{}/stat", self.id())) else { return true };
-        // Its state follows its name, which may hold anything.
-        let state = stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().next());
-        matches!(state, Some("T" | "t" | "Z"))
+        let threads = std::fs::read_dir(format!("/proc/{}/task", self.id())).into_iter().flatten().flatten();
+        threads.filter_map(|thread| std::fs::read_to_string(thread.path().join("stat")).ok()).all(|stat| {
+            // Its state follows its name, which may hold anything.
+            let state = stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().next());
+            matches!(state, Some("T" | "t" | "Z" | "X"))
+        })
     }
 
     /// Kills it (`kill -9`) and waits until it is gone.
