@@ -163,10 +163,7 @@ impl Workshop {
             let work = pin!(self.work(job, &mut about, &span, facts));
             if span.is_disabled() { work.await } else { work.instrument(span.clone()).await }
         };
-        match result {
-            Ok(made) => Ok(made.about(about.map(Box::new))),
-            Err(fault) => Err(fault.about(about.unwrap_or_else(|| About::of(&job.record)))),
-        }
+        told(result, about, job)
     }
 
     async fn work<'a>(
@@ -240,10 +237,7 @@ impl Workshop {
             if made.is_err() {
                 failed_lanes.insert(job.lane);
             }
-            results.push(match made {
-                Ok(made) => Ok(made.about(about.map(Box::new))),
-                Err(fault) => Err(fault.about(about.unwrap_or_else(|| About::of(&job.record)))),
-            });
+            results.push(told(made, about, job));
         }
         results
     }
@@ -474,6 +468,14 @@ fn decode(value: &Bytes) -> Result<PipeDoc> {
 
 fn nameless() -> Error {
     Error::permanent("a tombstone without key and without pipedoc_document_id names no document").with_kind("decode")
+}
+
+/// What came of a record, and about which document: as was found, else as the record says.
+fn told(result: Result<Made<'_>, Fault>, about: Option<About>, job: &Job) -> Result<Worked, Failed> {
+    match result {
+        Ok(made) => Ok(made.about(about.map(Box::new))),
+        Err(fault) => Err(fault.about(about.unwrap_or_else(|| About::of(&job.record)))),
+    }
 }
 
 fn no_answer() -> Error {

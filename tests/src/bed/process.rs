@@ -97,7 +97,7 @@ impl Process {
         }
     }
 
-    /// Sends it a signal by name: `TERM`, `INT`, `STOP`, `CONT`.
+    /// Sends it a signal by name: `TERM`, `INT`, `CONT`.
     ///
     /// # Panics
     /// When it cannot be sent.

@@ -33,12 +33,20 @@ pub fn writer(file: &Path) -> Option<u32> {
 /// # Panics
 /// When there is no such moment within a minute.
 pub fn stop_between_writes(process: &Process, file: &Path) {
-    wait_for("a moment between two writes", Duration::from_secs(60), || {
-        process.stop();
-        if writer(file) != Some(process.id()) {
-            return Some(());
-        }
+    wait_for("a moment between two writes", Duration::from_secs(60), || stop_if(process, file, false).then_some(()));
+}
+
+/// Stops a process, and has it go on again unless it is writing to an SQLite file then,
+/// or is not, as asked for; says whether it stands still.
+///
+/// # Panics
+/// When it cannot be stopped.
+pub fn stop_if(process: &Process, file: &Path, is_writing: bool) -> bool {
+    process.stop();
+    // Who stands still neither begins nor ends a write.
+    let fits = (writer(file) == Some(process.id())) == is_writing;
+    if !fits {
         process.signal("CONT");
-        None
-    });
+    }
+    fits
 }

@@ -62,6 +62,11 @@ impl Place {
         self.command(&[&["apply", file.to_str().unwrap()], more].concat())
     }
 
+    /// Applies it as soon as the engine takes it.
+    fn wait_until_applied(&self, text: &str) {
+        wait_for("the engine takes it", LONG, || self.apply(text, &[]).status.success().then_some(()));
+    }
+
     fn status(&self) -> Option<Value> {
         let output = self.command(&["status", "--output", "json"]);
         output.status.success().then(|| serde_json::from_slice(&output.stdout).unwrap())
@@ -139,7 +144,7 @@ fn an_engine_waits_for_a_consul_that_comes_later() {
     let engine = place.engine(&consul, None);
     wait_for("it says for what it waits", LONG, || engine.output().contains(&consul.address()).then_some(()));
     consul.restart();
-    wait_for("it serves", LONG, || place.apply(SHELF, &[]).status.success().then_some(()));
+    place.wait_until_applied(SHELF);
     place.wait_for_revision("shelf", "1");
 }
 
@@ -231,7 +236,7 @@ fn what_is_so_already_and_what_cannot_be_is_said() {
     let Some(consul) = consul::shared("what_is_so_already_and_what_cannot_be_is_said") else { return };
     let place = Place::new("so-already");
     let _engine = place.engine(consul, None);
-    wait_for("the engine takes it", LONG, || place.apply(SHELF, &[]).status.success().then_some(()));
+    place.wait_until_applied(SHELF);
     let edited = SHELF.replace("partitions: 3", "partitions: 4");
     assert!(place.apply(&edited, &["--expect", "1"]).status.success());
     assert!(place.command(&["rollback", "shelf"]).status.success());
@@ -310,7 +315,7 @@ fn what_consul_lost_runs_on_and_comes_back_from_an_export() {
     let Some(mut consul) = consul::own("what_consul_lost_comes_back", Consul::start) else { return };
     let place = Place::new("lost");
     let _engine = place.engine(&consul, None);
-    wait_for("the engine takes it", LONG, || place.apply(SHELF, &[]).status.success().then_some(()));
+    place.wait_until_applied(SHELF);
     place.wait_for_revision("shelf", "1");
     let head = consul.run(&["kv", "get", &place.key("head")]);
     wait_for("the inbox has it", LONG, || {

@@ -45,7 +45,7 @@ fn an_engine_is_in_the_catalog_with_its_health_until_it_stops() {
     assert_eq!(services[0]["ServicePort"], port, "{services:#}");
 
     // One that hangs is not recommended, and neither is it forgotten.
-    engine.signal("STOP");
+    engine.stop();
     wait_for("the agent has found it ill", LONG, || health("critical"));
     engine.signal("CONT");
     wait_for("the agent has found it well again", LONG, || health("passing"));

@@ -126,10 +126,8 @@ impl KafkaProducer {
         // Looked up once in a batch: the same few are asked for again and again.
         let mut writers: Vec<(Post, Arc<Writer>)> = Vec::new();
         for (place, record) in records.iter().enumerate() {
-            let sent = match known
-                .facts(&record.topic)
-                .and_then(|facts| check(record, &facts).map(|()| self.post(record, &facts)))
-            {
+            let facts = known.facts(&record.topic);
+            let sent = match facts.and_then(|facts| check(record, &facts).map(|()| self.post(record, &facts))) {
                 Ok(post) => {
                     let at = match writers.iter().position(|(of, _)| *of == post) {
                         Some(at) => at,

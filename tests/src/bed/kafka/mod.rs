@@ -236,7 +236,7 @@ impl Kafka {
 
     /// Suspends the broker: its connections stay open and nothing answers.
     pub fn freeze(&self) {
-        self.process.signal("STOP");
+        self.process.stop();
     }
 
     /// Takes [`Kafka::freeze`] back.

@@ -196,7 +196,7 @@ impl Crew {
             }
             (Fault::Freeze, _) => {
                 let member = &mut self.members[victim];
-                member.process.as_ref()?.signal("STOP");
+                member.process.as_ref()?.stop();
                 let until = later(BEYOND_SESSION.as_secs_f64(), 4.0);
                 member.state = State::Frozen(until);
                 self.counts.stops += 1;
@@ -310,12 +310,9 @@ impl Crew {
             let id = |at: &usize| self.members[*at].process.as_ref().map(Process::id);
             let Some(at) = well.iter().copied().find(|at| id(at) == Some(writer)) else { continue };
             let Some(process) = self.members[at].process.as_ref() else { continue };
-            process.stop();
-            // Whoever holds it now cannot let go of it any more.
-            if sqlite::writer(&log) == Some(writer) {
+            if sqlite::stop_if(process, &log, true) {
                 return Some(at);
             }
-            process.signal("CONT");
         }
         None
     }

@@ -212,7 +212,7 @@ async fn consul_is_away(cluster: Cluster, consul: &mut Consul, round: u64) -> Cl
     // In turn: it is gone, or it takes connections and says nothing.
     let frozen = round % 2 == 1;
     if frozen {
-        consul.process().signal("STOP");
+        consul.process().stop();
     } else {
         consul.kill();
     }

@@ -196,7 +196,7 @@ async fn an_instance_stopped_beyond_its_session_wakes_up_as_a_guest() {
         let (_engine, _one, zombie) = (place.engine(), place.module("echo", "one"), place.module("echo", "zombie"));
         let work = Work::begin(&kafka.bootstrap(), place).await;
         work.place.wait_for_owners("echo", 2, 4, PATIENCE);
-        zombie.signal("STOP");
+        zombie.stop();
         let stopped = Instant::now();
         // Its partitions move to the other one.
         let sources = |since: Instant| {
